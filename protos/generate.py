@@ -22,9 +22,7 @@ def generate(target: Path) -> None:
     files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     services = [name for name in files if name.endswith("_service.proto")]
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(PROTOS)]
-    subprocess.run(
-        [*protoc, f"--python_out={target}", f"--mypy_out=quiet:{target}", *files], check=True, cwd=ROOT
-    )
+    subprocess.run([*protoc, f"--python_out={target}", f"--mypy_out=quiet:{target}", *files], check=True, cwd=ROOT)
     subprocess.run(
         [*protoc, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *services],
         check=True,

@@ -1,0 +1,32 @@
+"""Names that several services must compute alike: a purchase's id, a request's fingerprint, a user's partition."""
+
+import uuid
+from hashlib import blake2b, sha1
+
+#: Namespace of purchase ids. Changing it makes every repeated request a new purchase.
+PURCHASE_NAMESPACE = uuid.UUID("6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a")
+
+
+def purchase_id(user_id: str, sale_id: str, request_id: str) -> uuid.UUID:
+    """The id of the purchase, its reservation and its hold: UUIDv5 (RFC 9562) over the three, each preceded by its length.
+
+    The lengths keep ("ab", "c") and ("a", "bc") apart. ``sale_id`` must be in canonical form already.
+    """
+    digest = sha1(PURCHASE_NAMESPACE.bytes, usedforsecurity=False)
+    for part in (user_id, sale_id, request_id):
+        octets = part.encode()
+        digest.update(len(octets).to_bytes(4, "big") + octets)
+    return uuid.UUID(bytes=digest.digest()[:16], version=5)
+
+
+def fingerprint(request_id: str) -> int:
+    """A short hash of a request id, 64 bits, by which the gateway knows that a request may already hold a unit.
+
+    Two requests with the same fingerprint cost one needless look-up, never a wrong answer.
+    """
+    return int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest(), "big")
+
+
+def partition_of(user_id: str, partitions: int) -> int:
+    """The settlement partition of a user, 0 to ``partitions`` - 1: stable over processes and versions."""
+    return int.from_bytes(blake2b(user_id.encode(), digest_size=8).digest(), "big") % partitions

@@ -1,0 +1,118 @@
+"""PostgreSQL: pools, transactions and named queries.
+
+No call to Redis, RabbitMQ or another service belongs inside a transaction: a connection held across a network call is
+how pools starve.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import LiteralString, TypeVar, cast
+
+import psycopg
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from mesh.errors import DomainError
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+
+#: Longest wait for a free connection, seconds.
+_CONNECTION_WAIT_S = 2.0
+#: Longest run of one statement, and longest wait for one lock, milliseconds: bounds that only a fault reaches.
+_STATEMENT_MS_MAX, _LOCK_MS_MAX = 30_000, 5_000
+#: Tries of a transaction that loses to a concurrent one.
+_ATTEMPTS_MAX = 5
+
+_CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, TooManyRequests)
+
+
+@asynccontextmanager
+async def open_pool(url: str, *, name: str, size: int, waiting_max: int = 256) -> AsyncIterator[Pool]:
+    """A pool of ``size`` connections in READ COMMITTED with autocommit, closed on leaving.
+
+    At most ``waiting_max`` callers wait for a connection, each at most 2 s. Opens even while the server is away.
+    """
+    options = f"-c statement_timeout={_STATEMENT_MS_MAX} -c lock_timeout={_LOCK_MS_MAX} -c timezone=UTC"
+    pool: Pool = AsyncConnectionPool(
+        url,
+        min_size=size,
+        max_size=size,
+        max_waiting=waiting_max,
+        timeout=_CONNECTION_WAIT_S,
+        reconnect_timeout=5.0,
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+        name=name,
+        kwargs={
+            "autocommit": True,
+            "application_name": name,
+            "options": options,
+            "connect_timeout": 3,
+            # Prepared at the first use: every hot statement is one of a handful of named queries.
+            "prepare_threshold": 0,
+        },
+    )
+    await pool.open()
+    try:
+        yield pool
+    finally:
+        await pool.close(timeout=2.0)
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for single statements (autocommit). Raises UNAVAILABLE when PostgreSQL is away or the pool is full.
+
+    On UNAVAILABLE the outcome of what was sent is unknown: repeat it, which every statement of the mesh allows.
+    """
+    try:
+        async with pool.connection() as conn:
+            yield conn
+    except _CONFLICTS:
+        raise
+    except _AWAY as error:
+        raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the database is away") from error
+
+
+async def in_transaction(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Runs ``work`` in one transaction and returns its result once committed.
+
+    Repeats it, at most 5 times, when PostgreSQL ends it for a deadlock or serialization failure, so ``work`` must
+    have no effect outside the transaction. Raises UNAVAILABLE as ``connection`` does.
+    """
+    for attempt in range(1, _ATTEMPTS_MAX + 1):
+        try:
+            async with connection(pool) as conn, conn.transaction():
+                return await work(conn)
+        except _CONFLICTS as error:
+            if attempt == _ATTEMPTS_MAX:
+                raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error
+            await asyncio.sleep(random.uniform(0.0, 0.01 * attempt))  # noqa: S311 (jitter, not a secret)
+    raise AssertionError("unreachable")
+
+
+class Queries:
+    """The named queries of a folder of .sql files: each begins with a line ``-- name: do_this`` and is read as
+    ``queries.do_this``. A name that does not exist raises AttributeError; one that occurs twice raises at load."""
+
+    def __init__(self, folder: Path) -> None:
+        self._texts: dict[str, LiteralString] = {}
+        for path in sorted(folder.glob("*.sql")):
+            for name, text in re.findall(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", path.read_text(), re.M | re.S):
+                if name in self._texts:
+                    raise ValueError(f"{path}: the query {name} is there twice")
+                self._texts[name] = cast(LiteralString, text.strip())
+
+    def __getattr__(self, name: str) -> LiteralString:
+        try:
+            return self._texts[name]
+        except KeyError:
+            raise AttributeError(f"no query is named {name}") from None

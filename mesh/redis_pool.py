@@ -1,0 +1,32 @@
+"""Redis connections: bounded, without hidden retries."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+
+@asynccontextmanager
+async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 1.0) -> AsyncIterator["Redis"]:
+    """A client whose every command takes at most ``timeout_s`` seconds and is sent once.
+
+    redis-py's own default sends a timed-out command up to ten times more; here the caller decides what may be repeated.
+    Replies are bytes. Raises redis.RedisError; callers translate it where they use it.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections_max,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        health_check_interval=0,
+    )
+    client = Redis.from_pool(pool)
+    try:
+        yield client
+    finally:
+        await client.aclose()

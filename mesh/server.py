@@ -1,0 +1,117 @@
+"""Starting, watching over and draining a gRPC server, and running a process's main coroutine."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from mesh.interceptors import ErrorInterceptor, LimitInterceptor
+from mesh.logs import get_logger
+from mesh.settings import SettingsError
+
+log = get_logger(__name__)
+
+#: Largest request taken, bytes. A full batch of 10,000 deposits is below 1 MB.
+MESSAGE_BYTES_MAX = 2 * 1024 * 1024
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", 16 * 1024),
+    # Agrees with the keepalive of mesh.channels, or the server answers GOAWAY too_many_pings.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+#: Adds a servicer to a server: the generated ``add_XServicer_to_server`` bound to its servicer.
+Registration = tuple[str, Callable[[grpc.aio.Server], None]]
+
+
+def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Runs ``main`` on uvloop; the exit code: 0, or 2 with one line on standard error for a wrong setting."""
+    try:
+        uvloop.run(main())
+    except SettingsError as error:
+        sys.stderr.write(f"settings: {error}\n")
+        return 2
+    return 0
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Call inside the running loop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+class GrpcServer:
+    """A grpc.aio server with health, reflection, error mapping and a limit of calls under way.
+
+    ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
+    NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, takes no new calls, gives those under way
+    ``grace_s`` seconds and then cancels them.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        registrations: Sequence[Registration],
+        *,
+        calls_max: int = 1024,
+        grace_s: float = 5.0,
+        with_reflection: bool = True,
+    ) -> None:
+        self._listen = listen
+        self._registrations = registrations
+        self._calls_max = calls_max
+        self._grace_s = grace_s
+        self._with_reflection = with_reflection
+        self._health = HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        #: Port bound, for a ``listen`` that ends in :0.
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        # The limit is inside the error mapping, so that its refusal is mapped like any other error.
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(), LimitInterceptor(self._calls_max)], options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [name for name, _ in self._registrations]
+        for _, register in self._registrations:
+            register(server)
+        if self._with_reflection:
+            known = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*known, reflection.SERVICE_NAME), server)
+        try:
+            self.port = server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise SettingsError(f"cannot listen on {self._listen}: {error}") from error
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        self._server = server
+        return self
+
+    async def serving(self) -> None:
+        """Says SERVING to health checks."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", listen=self._listen, services=[name for name, _ in self._registrations])
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", *(name for name, _ in self._registrations)):
+            await self._health.set(name, status)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            log.info("draining", listen=self._listen, grace_s=self._grace_s)
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(self._grace_s)
