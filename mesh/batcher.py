@@ -18,7 +18,8 @@ class Batcher(Generic[Item, Result]):
 
     ``handle`` must return one result per item in the same order; a batch for which it raises fails with that error for
     every caller in it. There is no lingering: while a call is under way the next batch gathers, so batches grow with
-    the load and a lone request waits for nobody. At most ``queue_max`` items wait; beyond that ``submit`` raises OVERLOADED.
+    the load and a lone request waits for nobody. At most ``queue_max`` items wait; beyond that ``submit`` raises
+    OVERLOADED.
     A caller that is cancelled while it waits is dropped from its batch; one whose batch is under way is not.
     """
 
@@ -49,7 +50,7 @@ class Batcher(Generic[Item, Result]):
         return len(self._tasks)
 
     async def submit(self, item: Item) -> Result:
-        """Waits for the item's result. Raises OVERLOADED at once when the queue is full, or whatever ``handle`` raised."""
+        """Waits for the item's result. Raises OVERLOADED at once when the queue is full, or what ``handle`` raised."""
         return await self.enqueue(item)
 
     def enqueue(self, item: Item) -> "asyncio.Future[Result]":

@@ -30,7 +30,7 @@ def open_channel(target: str) -> grpc.aio.Channel:
 
 
 def timeout_s(context: Any, most_s: float) -> float:
-    """The timeout for a call made on behalf of ``context``'s caller: what is left of its deadline, at most ``most_s`` seconds.
+    """The timeout, seconds, of a call on behalf of ``context``'s caller: what its deadline leaves, at most ``most_s``.
 
     Python does not pass deadlines on by itself. Never below 1 ms, so that an expired call fails as DEADLINE_EXCEEDED.
     """

@@ -8,7 +8,7 @@ PURCHASE_NAMESPACE = uuid.UUID("6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a")
 
 
 def purchase_id(user_id: str, sale_id: str, request_id: str) -> uuid.UUID:
-    """The id of the purchase, its reservation and its hold: UUIDv5 (RFC 9562) over the three, each preceded by its length.
+    """The id of the purchase, its reservation and its hold: UUIDv5 (RFC 9562) over the three, each after its length.
 
     The lengths keep ("ab", "c") and ("a", "bc") apart. ``sale_id`` must be in canonical form already.
     """

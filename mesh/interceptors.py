@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -14,8 +14,9 @@ from mesh.logs import get_logger
 
 log = get_logger(__name__)
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+# In quotes: grpc's classes take no type arguments at run time.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 #: Served whatever the load, so that an overloaded process is not taken for a dead one.
 _UNLIMITED = ("/grpc.health.v1.", "/grpc.reflection.")
@@ -44,7 +45,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
+    ) -> "Handler | None":
         """Wraps the handler of one call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
@@ -98,7 +99,7 @@ class LimitInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
+    ) -> "Handler | None":
         """Wraps the handler of one call."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None or str(handler_call_details.method).startswith(_UNLIMITED):

@@ -1,6 +1,6 @@
 """Numbered SQL migrations: ``0001_first.sql``, ``0002_next.sql`` ... in a folder, each applied once and in order.
 
-Own code (a screen of it) because all we need is an ordered list with checksums under one lock; see docs/dependencies.md.
+Own code, a screen of it, because all we need is an ordered list with checksums under one lock (docs/dependencies.md).
 """
 
 import hashlib
@@ -64,7 +64,7 @@ async def _pending(conn: psycopg.AsyncConnection, folder: Path) -> list[Migratio
 
 
 async def migrate(url: str, folder: Path) -> list[str]:
-    """Applies what is pending, each in its own transaction; returns the names applied. Safe to run from many processes."""
+    """Applies what is pending, each in its own transaction; returns the names applied. Many processes may run it."""
     done = []
     async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=5) as conn:
         await conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
