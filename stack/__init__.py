@@ -1,0 +1,1 @@
+"""Brings up the real servers and the five services on one machine."""

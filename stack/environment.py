@@ -1,0 +1,109 @@
+"""The environment variables of a stack: what each service is told, and what commands and tests need to know."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from stack.errors import StackError
+from stack.folder import StackFolder, locate
+from stack.ports import LOOPBACK, Ports
+from stack.postgres_server import DATABASES, admin_url, database_url
+from stack.rabbitmq_server import amqp_url
+from stack.secret_store import Secrets
+
+_PASSED_ON = ("INVENTORY_", "BALANCE_", "PURCHASE_", "SETTLEMENT_", "GATEWAY_", "MESH_")
+_NOT_PASSED_ON = ("_PORT", "_DATABASE_PASSWORD")
+# What each kind of process is given: never another's database, and the gateway no server at all.
+_OWN_PREFIXES = {
+    "inventory": ("INVENTORY_", "MESH_"),
+    "balance": ("BALANCE_", "MESH_"),
+    "purchase": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
+    "settlement": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
+    "gateway": ("GATEWAY_", "MESH_"),
+}
+_SECRET_NAMES = ("PASSWORD", "SECRET", "DATABASE_URL", "REDIS_URL", "AMQP_URL", "ADMIN_URL")
+
+
+def load(stack_dir: Path | None = None) -> dict[str, str]:
+    """The environment of the running stack (by default the one that STACK_DIR or this checkout means).
+
+    Raises StackError if the stack is not up.
+    """
+    folder = StackFolder(stack_dir) if stack_dir is not None else locate(os.environ)[0]
+    if not folder.environment_file.exists() or not _answers(folder.supervisor_socket):
+        raise StackError("the stack is not up: run make up")
+    return read(folder)
+
+
+def read(folder: StackFolder) -> dict[str, str]:
+    """The environment a stack was last started with, whether or not it still runs."""
+    values: dict[str, str] = json.loads(folder.environment_file.read_text())
+    return values
+
+
+def build(
+    folder: StackFolder, ports: Ports, secrets: Secrets, settings: Mapping[str, str], settlement_workers: int
+) -> dict[str, str]:
+    """Work out the whole environment; `settings` of the services go over what is computed here."""
+    targets = {name: ports.address(name) for name in ("inventory", "balance", "purchase")}
+    redis_url = f"redis://:{secrets.redis_password}@{ports.address('redis')}/0"
+    computed = {
+        **ports.settings(),
+        **{f"{name.upper()}_TARGET": target for name, target in targets.items()},
+        **{f"{name.upper()}_LISTEN": target for name, target in targets.items()},
+        **{f"{name.upper()}_DATABASE_URL": database_url(name, ports, secrets) for name in DATABASES},
+        "SETTLEMENT_LISTEN": ports.address("settlement"),
+        "SETTLEMENT_WORKERS": str(settlement_workers),
+        "GATEWAY_LISTEN": ports.address("gateway"),
+        "GATEWAY_URL": f"http://{ports.address('gateway')}",
+        "GATEWAY_JWT_SECRET": secrets.gateway_jwt_secret,
+        "INVENTORY_REDIS_URL": redis_url,
+        "PURCHASE_AMQP_URL": amqp_url(ports, secrets),
+        "PURCHASE_INVENTORY_TARGET": targets["inventory"],
+        "PURCHASE_BALANCE_TARGET": targets["balance"],
+        "GATEWAY_INVENTORY_TARGET": targets["inventory"],
+        "GATEWAY_BALANCE_TARGET": targets["balance"],
+        "GATEWAY_PURCHASE_TARGET": targets["purchase"],
+        "REDIS_URL": redis_url,
+        "AMQP_URL": amqp_url(ports, secrets),
+        "POSTGRES_ADMIN_URL": admin_url(ports, secrets),
+        "STACK_DIR": str(folder.path),
+    }
+    return computed | passed_on(settings)
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings among these variables that reach the services."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(_PASSED_ON) and not name.endswith(_NOT_PASSED_ON) and name != "SETTLEMENT_WORKERS"
+    }
+
+
+def for_service(kind: str, whole: Mapping[str, str]) -> dict[str, str]:
+    """The part of the environment that one kind of service process may know."""
+    return {name: value for name, value in whole.items() if name.startswith(_OWN_PREFIXES[kind])}
+
+
+def settlement_listen(ports: Ports, index: int) -> str:
+    """Where the settlement worker of this number (from 0) listens."""
+    return f"{LOOPBACK}:{ports.settlement + index}"
+
+
+def masked(environment: Mapping[str, str]) -> dict[str, str]:
+    """The same with every secret blotted out, fit to be printed."""
+    return {name: "********" if name.endswith(_SECRET_NAMES) else value for name, value in environment.items()}
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,179 @@
+"""The private RabbitMQ with a port mapper (epmd) of its own: password, loopback only, all folders its own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+
+from pamqp import commands, exceptions, frame
+
+from stack import binaries
+from stack.errors import NotReadyError
+from stack.folder import StackFolder, own_dir, own_file, server_user
+from stack.parts import Part, Program
+from stack.ports import LOOPBACK, Ports, is_free
+from stack.secret_store import Secrets
+
+AMQP_USER = "flashsale"
+
+_CONFIG = """\
+# Written by `make up`; changes are lost.
+listeners.tcp.1 = {host}:{port}
+# Made at the first start instead of guest, which then does not exist.
+default_user = {user}
+default_pass = {password}
+default_vhost = /
+heartbeat = 10
+# Publishers are blocked, not lost, beyond these marks.
+vm_memory_high_watermark.relative = 0.25
+disk_free_limit.absolute = 200MB
+# The quorum queues' log is held in memory up to this size; the default of 512 MB is for dedicated machines.
+raft.wal_max_size_bytes = 67108864
+log.console = true
+log.console.level = info
+log.file = false
+"""
+
+# Idle schedulers sleep instead of spinning; the distribution listens on loopback only.
+_ERLANG_ARGUMENTS = (
+    "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1} -start_epmd false"
+)
+
+
+def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
+    """Describe the RabbitMQ server."""
+    home = folder.rabbitmq
+    environment = {
+        "HOME": str(home / "home"),
+        "LANG": "C.UTF-8",
+        "ERL_EPMD_ADDRESS": LOOPBACK,
+        "ERL_EPMD_PORT": str(ports.epmd),
+        "ERL_CRASH_DUMP_SECONDS": "0",
+        # Makes the script become the Erlang machine, so that supervisord signals that and no shell before it.
+        "RUNNING_UNDER_SYSTEMD": "true",
+        "RABBITMQ_NODENAME": f"flashsale_{folder.tag}@localhost",
+        "RABBITMQ_DIST_PORT": str(ports.rabbit_dist),
+        "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+        "RABBITMQ_PLUGINS_EXPAND_DIR": str(home / "plugins-expand"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "config"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_PID_FILE": str(home / "rabbitmq.pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG_ARGUMENTS,
+    }
+    program = Program(
+        command=binaries.tied_to_parent((str(binaries.rabbitmq_server()),)),
+        directory=home / "home",
+        priority=20,
+        user=server_user("rabbitmq"),
+        environment=environment,
+        stop_wait_s=30,
+    )
+
+    def check_ready() -> None:
+        _open_amqp_connection(ports.amqp, secrets.amqp_password)
+
+    return Part("rabbitmq", ports.amqp, program, check_ready, ready_within_s=90)
+
+
+def epmd_part(folder: StackFolder, ports: Ports) -> Part:
+    """Describe the port mapper, without which an Erlang node does not start.
+
+    RabbitMQ would start one by itself, which then stays behind for ever: so it finds this one running.
+    """
+    program = Program(
+        command=binaries.tied_to_parent(
+            (str(binaries.epmd()), "-address", LOOPBACK, "-port", str(ports.epmd))
+        ),
+        directory=folder.rabbitmq,
+        priority=1,
+        user=server_user("rabbitmq"),
+    )
+
+    def check_ready() -> None:
+        try:
+            socket.create_connection((LOOPBACK, ports.epmd), timeout=2).close()
+        except OSError as error:
+            raise NotReadyError(f"connect: {error}") from error
+
+    return Part("epmd", ports.epmd, program, check_ready, ready_within_s=15)
+
+
+def prepare(folder: StackFolder, ports: Ports, secrets: Secrets) -> None:
+    """Write the configuration and make the folders."""
+    user = server_user("rabbitmq")
+    home = folder.rabbitmq
+    own_dir(home, user)
+    for name in ("home", "mnesia", "plugins-expand", "config", "log"):
+        own_dir(home / name, user)
+    text = _CONFIG.format(host=LOOPBACK, port=ports.amqp, user=AMQP_USER, password=secrets.amqp_password)
+    own_file(home / "rabbitmq.conf", text, user)
+    own_file(home / "enabled_plugins", "[].\n", user)
+    # Present but empty, so that the system's own settings in /etc/rabbitmq are not read.
+    own_file(home / "rabbitmq-env.conf", "", user)
+
+
+def stop_stray_epmd(ports: Ports) -> None:
+    """Stop a port mapper that RabbitMQ started by itself because ours was just being restarted."""
+    if not is_free(ports.epmd):
+        subprocess.run(  # noqa: S603 - fixed program, arguments are our own
+            [str(binaries.epmd()), "-port", str(ports.epmd), "-kill"],
+            capture_output=True,
+            check=False,
+            timeout=10,
+        )
+
+
+def amqp_url(ports: Ports, secrets: Secrets) -> str:
+    """The connection every service and test uses."""
+    return f"amqp://{AMQP_USER}:{secrets.amqp_password}@{ports.address('amqp')}/"
+
+
+def _open_amqp_connection(port: int, password: str) -> None:
+    """Log in and open the virtual host, as a client would (AMQP 0-9-1, section 2.2.4)."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=5) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            _expect(connection, commands.Connection.Start)
+            response = f"\0{AMQP_USER}\0{password}"
+            _send(
+                connection,
+                commands.Connection.StartOk(mechanism="PLAIN", response=response, locale="en_US"),
+            )
+            tune = _expect(connection, commands.Connection.Tune)
+            assert isinstance(tune, commands.Connection.Tune)
+            limits = commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0)
+            _send(connection, limits)
+            _send(connection, commands.Connection.Open(virtual_host="/"))
+            _expect(connection, commands.Connection.OpenOk)
+            _send(connection, commands.Connection.Close(200, "", 0, 0))
+            _expect(connection, commands.Connection.CloseOk)
+    except (OSError, exceptions.PAMQPException) as error:
+        raise NotReadyError(f"AMQP: {error}") from error
+
+
+def _send(connection: socket.socket, method: commands.base.Frame) -> None:
+    connection.sendall(frame.marshal(method, 0))
+
+
+def _expect(connection: socket.socket, kind: type[commands.base.Frame]) -> object:
+    header = _receive(connection, 7)
+    body = _receive(connection, int.from_bytes(header[3:7], "big") + 1)
+    _, _, method = frame.unmarshal(header + body)
+    if not isinstance(method, kind):
+        raise NotReadyError(f"AMQP: wanted {kind.__name__}, got {method}")
+    return method
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = connection.recv(size - len(data))
+        if not chunk:
+            raise NotReadyError("AMQP: the server hung up (wrong user or password, or still starting)")
+        data += chunk
+    return data
