@@ -1,0 +1,1 @@
+"""The saga: buying, the settlement queue, and the settlement worker."""
