@@ -111,12 +111,8 @@ def create_databases(ports: Ports, secrets: Secrets) -> None:
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(identifier))
             # The server gets the SCRAM verifier only, so that no password can end up in its log.
-            verifier = connection.pgconn.encrypt_password(
-                password.encode(), name.encode(), b"scram-sha-256"
-            ).decode()
-            connection.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(identifier, sql.Literal(verifier))
-            )
+            verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(identifier, sql.Literal(verifier)))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
         for name in (*DATABASES, "postgres", "template1"):
@@ -145,7 +141,7 @@ def _initdb(folder: StackFolder, secrets: Secrets, user: str | None) -> None:
     command = [str(initdb), "--pgdata", str(draft), "--username=postgres", f"--pwfile={password_file}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums"]
     try:
-        done = subprocess.run(  # noqa: S603 - fixed program, arguments are our own
+        done = subprocess.run(
             command,
             user=user,
             group=user,

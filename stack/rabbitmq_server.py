@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 
-from pamqp import commands, exceptions, frame
+from pamqp import base, commands, exceptions, frame
 
 from stack import binaries
 from stack.errors import NotReadyError
@@ -86,9 +86,7 @@ def epmd_part(folder: StackFolder, ports: Ports) -> Part:
     RabbitMQ would start one by itself, which then stays behind for ever: so it finds this one running.
     """
     program = Program(
-        command=binaries.tied_to_parent(
-            (str(binaries.epmd()), "-address", LOOPBACK, "-port", str(ports.epmd))
-        ),
+        command=binaries.tied_to_parent((str(binaries.epmd()), "-address", LOOPBACK, "-port", str(ports.epmd))),
         directory=folder.rabbitmq,
         priority=1,
         user=server_user("rabbitmq"),
@@ -120,7 +118,7 @@ def prepare(folder: StackFolder, ports: Ports, secrets: Secrets) -> None:
 def stop_stray_epmd(ports: Ports) -> None:
     """Stop a port mapper that RabbitMQ started by itself because ours was just being restarted."""
     if not is_free(ports.epmd):
-        subprocess.run(  # noqa: S603 - fixed program, arguments are our own
+        subprocess.run(
             [str(binaries.epmd()), "-port", str(ports.epmd), "-kill"],
             capture_output=True,
             check=False,
@@ -156,11 +154,11 @@ def _open_amqp_connection(port: int, password: str) -> None:
         raise NotReadyError(f"AMQP: {error}") from error
 
 
-def _send(connection: socket.socket, method: commands.base.Frame) -> None:
+def _send(connection: socket.socket, method: base.Frame) -> None:
     connection.sendall(frame.marshal(method, 0))
 
 
-def _expect(connection: socket.socket, kind: type[commands.base.Frame]) -> object:
+def _expect(connection: socket.socket, kind: type[base.Frame]) -> object:
     header = _receive(connection, 7)
     body = _receive(connection, int.from_bytes(header[3:7], "big") + 1)
     _, _, method = frame.unmarshal(header + body)

@@ -68,7 +68,5 @@ def prepare(folder: StackFolder, ports: Ports, secrets: Secrets) -> None:
     user = server_user("redis")
     own_dir(folder.redis, user)
     own_dir(folder.redis / "data", user)
-    text = _CONFIG.format(
-        host=LOOPBACK, port=ports.redis, password=secrets.redis_password, data=folder.redis / "data"
-    )
+    text = _CONFIG.format(host=LOOPBACK, port=ports.redis, password=secrets.redis_password, data=folder.redis / "data")
     own_file(folder.redis / "redis.conf", text, user)

@@ -50,6 +50,7 @@ def part(name: str, folder: StackFolder, ports: Ports) -> Part:
         priority=_PRIORITIES[kind],
         environment={"PYTHONPATH": python_path()},
         stop_wait_s=20,
+        start_s=0,
     )
     return Part(name, port, program, _check(kind, port), ready_within_s=60)
 
@@ -71,7 +72,7 @@ def migrate(folder: StackFolder, whole: Mapping[str, str]) -> None:
     for name in MIGRATED:
         environment = base_environment() | for_service(name, whole)
         with folder.log_file(f"migrate-{name}").open("w") as log:
-            running[name] = subprocess.Popen(  # noqa: S603 - fixed program, arguments are our own
+            running[name] = subprocess.Popen(
                 [sys.executable, "-m", f"{name}_svc", "migrate"],
                 cwd=CHECKOUT,
                 env=environment,
@@ -140,7 +141,7 @@ def _check_grpc(port: int) -> None:
     with grpc.insecure_channel(f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=3)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]
         except grpc.RpcError as error:
             raise NotReadyError(f"health: {error.code().name}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:

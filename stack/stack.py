@@ -1,0 +1,252 @@
+"""The stack as a whole: every server and service of one folder, brought up, watched and brought down."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from stack import environment, postgres_server, rabbitmq_server, redis_server, services
+from stack.errors import NotReadyError, StackError
+from stack.folder import StackFolder, own_file
+from stack.parts import Part
+from stack.ports import Ports, refuse_taken
+from stack.secret_store import Secrets, load_or_create
+from stack.services import log_tail
+from stack.supervisor import ProcessInfo, Supervisor
+
+SERVERS = ("epmd", "redis", "postgres", "rabbitmq")
+_POLL_S = 0.05
+#: A part that was started so often while we waited for it will not come up by waiting longer.
+_STARTS_MAX = 3
+
+Report = Callable[[str], None]
+
+
+class Stack:
+    """The servers and services of one folder on one set of ports. Its methods block; each is safe to repeat.
+
+    `settings` are environment variables for the services (INVENTORY_..., SETTLEMENT_RATE_PER_S and so on); `report`
+    is told in a line what has just been done. Every method raises StackError with a message for people.
+    """
+
+    def __init__(
+        self,
+        folder: StackFolder,
+        ports: Ports,
+        *,
+        settings: Mapping[str, str] | None = None,
+        settlement_workers: int = 1,
+        report: Report = lambda line: None,
+    ) -> None:
+        self.folder = folder
+        self._ports = ports
+        self._settings = dict(settings or {})
+        self._settlement_workers = settlement_workers
+        self._report = report
+        self._supervisor = Supervisor(folder)
+        self._secrets: Secrets | None = None
+
+    @property
+    def service_names(self) -> tuple[str, ...]:
+        """The service processes, in the order they are started."""
+        return services.names(self._settlement_workers)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of everything, secrets included."""
+        return environment.build(
+            self.folder, self._ports, self._known_secrets(), self._settings, self._settlement_workers
+        )
+
+    def up(self) -> None:
+        """Bring everything up. What runs already is left alone, except services whose settings have changed."""
+        self.folder.create()
+        with self._locked():
+            self.folder.complete_file.unlink(missing_ok=True)
+            self.open()
+            self.start(*SERVERS)
+            self.prepare_databases()
+            self.start_services()
+            self.folder.complete_file.touch()
+
+    def open(self, *, with_parent: bool = False) -> None:
+        """Start supervisord, with nothing under it yet; see Supervisor.launch for `with_parent`."""
+        self.folder.create()
+        running = self._supervisor.is_running()
+        if running:
+            self._refuse_other_ports()
+        else:
+            refuse_taken(self._ports.listeners(self._settlement_workers))
+        self._prepare_servers()
+        own_file(self.folder.environment_file, _as_json(self.environment))
+        self._supervisor.configure(self._part(name) for name in (*SERVERS, *self.service_names))
+        if running:
+            self._supervisor.reload()
+        else:
+            self._supervisor.launch(services.base_environment(), with_parent=with_parent)
+
+    def prepare_databases(self) -> None:
+        """Make the services' roles and databases where they are missing."""
+        postgres_server.create_databases(self._ports, self._known_secrets())
+
+    def start_services(self, changes: Mapping[str, str] | None = None) -> None:
+        """Migrate the databases and start every service; restart those whose environment has changed."""
+        whole = self.environment
+        services.migrate(self.folder, whole)
+        for name in self.service_names:
+            before = self._service_environment(name)
+            services.write_environment(name, self.folder, self._ports, whole, changes or {})
+            if before != self._service_environment(name) and self._supervisor.info(name).up:
+                self._report(f"{name}: its settings have changed, so it is restarted")
+                self._supervisor.stop(name)
+        self.start(*self.service_names)
+
+    def start(self, *names: str) -> None:
+        """Start parts and wait until each answers."""
+        began = time.monotonic()
+        fresh = set()
+        for name in names:
+            # RabbitMQ needs its port mapper at the moment it starts.
+            if name == "rabbitmq":
+                self.wait_ready("epmd")
+            if not self._supervisor.info(name).up:
+                fresh.add(name)
+                self._supervisor.start(name)
+        for name in names:
+            self.wait_ready(name)
+            age = f"ready after {time.monotonic() - began:.1f} s" if name in fresh else "was running already"
+            self._report(f"{name:<12} 127.0.0.1:{self._part(name).port:<6} {age}")
+
+    def stop(self, name: str) -> None:
+        """Stop one part as an operator would, and wait for its end."""
+        self._supervisor.stop(name)
+
+    def kill(self, name: str) -> None:
+        """End one part with SIGKILL, and wait until supervisord has started it again and it answers."""
+        pid = self._supervisor.info(name).pid
+        if pid == 0:
+            raise StackError(f"{name} is not running")
+        os.kill(pid, signal.SIGKILL)
+        self._await(name, 30, lambda info: info.up and info.pid not in (0, pid), "was not started again")
+        self.wait_ready(name)
+
+    def restart(self, name: str) -> None:
+        """Stop and start one part."""
+        self.stop(name)
+        self.start(name)
+
+    def wait_ready(self, name: str) -> None:
+        """Wait until a part answers what its clients ask. Raises StackError with the end of its log if it does not."""
+        part = self._part(name)
+        deadline = time.monotonic() + part.ready_within_s
+        pids: set[int] = set()
+        while True:
+            try:
+                part.check_ready()
+                return
+            except NotReadyError as error:
+                info = self._supervisor.info(name)
+                pids.add(info.pid)
+                if not info.up or len(pids - {0}) > _STARTS_MAX or time.monotonic() > deadline:
+                    tail = log_tail(self.folder, name)
+                    raise StackError(f"{name} does not come up ({error}). The end of its log:\n{tail}") from None
+            time.sleep(_POLL_S)
+
+    def check(self, name: str) -> str:
+        """Ask a part once whether it is ready: "" or what is wrong."""
+        try:
+            self._part(name).check_ready()
+        except NotReadyError as error:
+            return str(error)
+        return ""
+
+    def all_info(self) -> list[ProcessInfo]:
+        """What supervisord knows of every part, in the order they are started."""
+        order = {name: number for number, name in enumerate((*SERVERS, *self.service_names))}
+        return sorted(self._supervisor.all_info(), key=lambda info: order.get(info.name, len(order)))
+
+    def is_running(self) -> bool:
+        """Whether supervisord runs, and so perhaps parts of the stack."""
+        return self._supervisor.is_running()
+
+    def down(self) -> bool:
+        """Stop everything; False if nothing was running. Data and secrets stay."""
+        if not self.folder.path.exists():
+            return False
+        with self._locked():
+            self.folder.complete_file.unlink(missing_ok=True)
+            if not self._supervisor.is_running():
+                return False
+            self._supervisor.shut_down()
+            rabbitmq_server.stop_stray_epmd(self._ports)
+            return True
+
+    def remove(self) -> None:
+        """Bring the stack down and remove its folder with all data and secrets."""
+        self.down()
+        self.folder.remove()
+
+    def _part(self, name: str) -> Part:
+        folder, ports, secrets = self.folder, self._ports, self._known_secrets()
+        match name:
+            case "epmd":
+                return rabbitmq_server.epmd_part(folder, ports)
+            case "redis":
+                return redis_server.part(folder, ports, secrets)
+            case "postgres":
+                return postgres_server.part(folder, ports, secrets)
+            case "rabbitmq":
+                return rabbitmq_server.part(folder, ports, secrets)
+            case _ if name in self.service_names:
+                return services.part(name, folder, ports)
+            case _:
+                raise StackError(
+                    f"there is no part {name!r}: the parts are {', '.join((*SERVERS, *self.service_names))}"
+                )
+
+    def _prepare_servers(self) -> None:
+        secrets = self._known_secrets()
+        redis_server.prepare(self.folder, self._ports, secrets)
+        postgres_server.prepare(self.folder, secrets, self._ports)
+        rabbitmq_server.prepare(self.folder, self._ports, secrets)
+
+    def _known_secrets(self) -> Secrets:
+        if self._secrets is None:
+            self._secrets = load_or_create(self.folder.secrets_file)
+        return self._secrets
+
+    def _refuse_other_ports(self) -> None:
+        if self.folder.environment_file.exists():
+            before = Ports.from_environment(environment.read(self.folder))
+            # More settlement workers than before may want ports that others have: their start will tell.
+            if before != self._ports:
+                raise StackError("the stack is up on other ports: run make down first")
+
+    def _service_environment(self, name: str) -> str:
+        path = self.folder.service_environment_file(name)
+        return path.read_text() if path.exists() else ""
+
+    def _await(self, name: str, within_s: float, done: Callable[[ProcessInfo], bool], complaint: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not done(self._supervisor.info(name)):
+            if time.monotonic() > deadline:
+                raise StackError(f"{name} {complaint} within {within_s:.0f} s")
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.folder.lock_file.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StackError("another make up, down or clean is at work on this stack") from None
+            yield
+
+
+def _as_json(values: Mapping[str, str]) -> str:
+    return json.dumps(values, indent=1) + "\n"

@@ -1,0 +1,156 @@
+"""Private servers for tests: own folder, own ports, gone when the test run is."""
+
+import itertools
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import psycopg
+from psycopg import sql
+
+from stack.folder import StackFolder
+from stack.ports import PortLease
+from stack.stack import Stack
+
+
+def private_stack(**settings: str) -> tuple[Stack, PortLease]:
+    """A stack in a folder and on ports that no other test run uses; nothing under it is started yet."""
+    lease = PortLease()
+    path = Path(tempfile.mkdtemp(prefix="flashsale-test-"))
+    path.rmdir()
+    stack = Stack(StackFolder(path), lease.ports, settings=settings)
+    try:
+        stack.open(with_parent=True)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        lease.close()
+        raise
+    return stack, lease
+
+
+class Servers:
+    """Redis, PostgreSQL and RabbitMQ, each started at its first use. Methods block: call those that stop a server by
+    ``asyncio.to_thread`` when something in this event loop is to see it happen."""
+
+    def __init__(self) -> None:
+        self._stack, self._lease = private_stack()
+        self._started: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.remove()
+        self._lease.close()
+
+    def _url(self, part: str, name: str) -> str:
+        if part not in self._started:
+            self._stack.start(*(("epmd", "rabbitmq") if part == "rabbitmq" else (part,)))
+            self._started.add(part)
+        return self._stack.environment[name]
+
+    @property
+    def redis_url(self) -> str:
+        """Redis."""
+        return self._url("redis", "REDIS_URL")
+
+    @property
+    def amqp_url(self) -> str:
+        """RabbitMQ."""
+        return self._url("rabbitmq", "AMQP_URL")
+
+    @property
+    def postgres_admin_url(self) -> str:
+        """PostgreSQL, as its superuser, database postgres."""
+        return self._url("postgres", "POSTGRES_ADMIN_URL")
+
+    @property
+    def redis_dir(self) -> Path:
+        """The folder in which Redis keeps ``appendonlydir/``."""
+        return self._stack.folder.redis / "data"
+
+    def admin_url_of(self, database_url: str) -> str:
+        """The superuser's URL of the database that ``database_url`` names."""
+        return self.postgres_admin_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2]
+
+    def new_database(self, name: str) -> str:
+        """A fresh, empty database owned by a fresh role; its URL."""
+        unique, password = f"{name}_{next(self._numbers)}", secrets.token_hex(16)
+        admin = self.postgres_admin_url
+        with psycopg.connect(admin, autocommit=True) as conn:
+            identifier = sql.Identifier(unique)
+            conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(identifier, sql.Literal(password)))
+            conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
+        address = admin.rpartition("@")[2].rpartition("/")[0]
+        return f"postgresql://{unique}:{password}@{address}/{unique}"
+
+    def stop(self, part: str) -> None:
+        """Stops redis, postgres or rabbitmq, cleanly."""
+        self._stack.stop(part)
+
+    def start(self, part: str) -> None:
+        """Starts it again, and waits until it answers."""
+        self._stack.start(part)
+
+    def restart(self, part: str) -> None:
+        """Stops and starts it."""
+        self._stack.restart(part)
+
+    def kill(self, part: str) -> None:
+        """Ends it with SIGKILL, and waits until it answers again."""
+        self._stack.kill(part)
+
+    def wait_ready(self, part: str) -> None:
+        """Waits until it answers."""
+        self._stack.wait_ready(part)
+
+
+class MeshStack:
+    """The whole system as processes, on servers of its own."""
+
+    def __init__(self, **settings: str) -> None:
+        self.stack, self._lease = private_stack(**settings)
+        try:
+            self.stack.start("epmd", "redis", "postgres", "rabbitmq")
+            self.stack.prepare_databases()
+            self.stack.start_services()
+        except BaseException:
+            self.__exit__()
+            raise
+        #: Everything ``stack.environment.load`` would give, secrets included.
+        self.environment = self.stack.environment
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.remove()
+        self._lease.close()
+
+    @property
+    def gateway_url(self) -> str:
+        """http://host:port"""
+        return self.environment["GATEWAY_URL"]
+
+    @property
+    def inventory_target(self) -> str:
+        """host:port"""
+        return self.environment["INVENTORY_TARGET"]
+
+    @property
+    def balance_target(self) -> str:
+        """host:port"""
+        return self.environment["BALANCE_TARGET"]
+
+    @property
+    def purchase_target(self) -> str:
+        """host:port"""
+        return self.environment["PURCHASE_TARGET"]
+
+    @property
+    def jwt_secret(self) -> str:
+        """By which the gateway checks tokens."""
+        return self.environment["GATEWAY_JWT_SECRET"]
