@@ -1,0 +1,72 @@
+# `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
+.DEFAULT_GOAL := help
+.PHONY: help install sale test up down restart status logs clean audit token account new-sale lint format proto
+
+export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
+python := .venv/bin/python
+
+# Settings of `make sale`. RATE is in purchases/s; BURST the token bucket's size.
+USERS  ?= 50000
+SHARES ?= 10000
+POOR   ?= 0.05
+RATE   ?= 500
+BURST  ?= 100
+PART   ?=
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install:  ## Install the server programs (apt-get) and the Python packages (.venv), where missing
+	@stack/bootstrap.sh
+
+sale: install  ## Run a whole sale and print the verdict (USERS, SHARES, POOR, RATE)
+	@SETTLEMENT_RATE_PER_S=$(RATE) SETTLEMENT_BURST=$(BURST) $(python) -m stack up
+	@USERS=$(USERS) SHARES=$(SHARES) POOR=$(POOR) RATE=$(RATE) $(python) -m bench.sale
+
+test: install lint  ## Run lint and all tests, on servers of their own
+	@$(python) -m pytest
+
+up: install  ## Start the servers and services; what runs already is left alone
+	@$(python) -m stack up
+
+down: install  ## Stop them, keep the data
+	@$(python) -m stack down
+
+restart: down up  ## Stop and start everything
+
+status: install  ## Show what runs and whether it answers
+	@$(python) -m stack status
+
+logs: install  ## Follow the logs (PART=gateway: of one part)
+	@$(python) -m stack logs $(PART)
+
+clean: install  ## Stop them, remove their data and secrets
+	@$(python) -m stack clean
+
+audit: install  ## Check the promises I1 to I7 over all sales; harmless in the middle of one
+	@$(python) -m bench.audit
+
+# USER is also the login name in the environment; only what is given to make counts.
+user := $(if $(filter command line,$(origin USER)),$(USER))
+
+token: install  ## Print a token for a user: make token USER=alice
+	@$(python) -m bench.hand token "$(user)"
+
+account: install  ## Fund a user's account: make account USER=alice EUR=100
+	@$(python) -m bench.hand account "$(user)" "$(EUR)"
+
+new-sale: install  ## Open a sale and show how to buy by hand (SHARES)
+	@$(python) -m bench.hand new-sale
+
+lint: install  ## Check style, types, contracts, and that generated code is current
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check .
+	@.venv/bin/mypy --no-error-summary .
+	@cd protos && ../.venv/bin/buf lint
+	@$(python) protos/generate.py --check
+
+format:  ## Put the code into the common format
+	@.venv/bin/ruff check --quiet --fix . ; .venv/bin/ruff format --quiet .
+
+proto: install  ## Generate gen/ from protos/
+	@$(python) protos/generate.py

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Installs what the project needs: the server programs by the system's package manager, the Python packages, pinned by
+# hash, into .venv. Does nothing when all is there. Needs root or sudo only for the server programs.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf '%s\n' "$*"; }
+fail() { printf '%s\n' "$*" >&2; exit 1; }
+
+has_postgres() { command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; }
+has_rabbitmq() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1; }
+
+# The first Python from 3.11 on; PYTHON=... names another.
+find_python() {
+    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+can_make_environment() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+missing=""
+command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
+has_postgres || missing="$missing postgresql"
+has_rabbitmq || missing="$missing rabbitmq-server"
+command -v setpriv >/dev/null 2>&1 || missing="$missing util-linux"
+python=$(find_python)
+if [ -z "$python" ]; then
+    missing="$missing python3 python3-venv"
+elif [ ! -x .venv/bin/python ] && ! can_make_environment "$python"; then
+    missing="$missing python3-venv"
+fi
+
+if [ -n "$missing" ]; then
+    command -v apt-get >/dev/null 2>&1 || fail "missing:$missing. Install these (Debian's names) and try again."
+    if [ "$(id -u)" -eq 0 ]; then
+        as_root="env"
+    elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+        as_root="sudo env"
+    else
+        fail "missing:$missing. Run: sudo apt-get install --no-install-recommends$missing"
+    fi
+    say "installing$missing ..."
+    log=$(mktemp)
+    # Own instances of the servers are started later on other ports; the system's are not our business.
+    if ! { $as_root DEBIAN_FRONTEND=noninteractive apt-get update &&
+        $as_root DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        fail "apt-get failed; the whole log is in $log"
+    fi
+    rm -f "$log"
+    python=$(find_python)
+    [ -n "$python" ] || fail "Python 3.11 or newer is needed; this system offers an older one. Set PYTHON=/path/to/python."
+fi
+
+stamp=.venv/.installed
+# Another lock, another Python or a moved checkout makes a new environment.
+wanted=$(cat requirements.lock | sha256sum | cut -d ' ' -f 1)" $python $(pwd)"
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    say "installing the Python packages into .venv (about a minute) ..."
+    rm -rf .venv
+    "$python" -m venv .venv
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --require-hashes -r requirements.lock
+    printf '%s' "$wanted" >"$stamp"
+fi
