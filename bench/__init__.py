@@ -1,0 +1,1 @@
+"""Load generator, sale runner, audit and small hand tools. Sees the system only from outside: HTTP and RPCs."""
