@@ -23,6 +23,8 @@ log = get_logger(__name__)
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 
 _OPTIONS = [
+    # Without this a second process would share the port unnoticed and take half of the calls.
+    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_metadata_size", 16 * 1024),
     # Agrees with the keepalive of mesh.channels, or the server answers GOAWAY too_many_pings.
