@@ -1,0 +1,1 @@
+"""Money of customers: accounts, holds and a double-entry ledger. Calls no other service."""

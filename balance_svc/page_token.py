@@ -1,0 +1,51 @@
+"""Page tokens of lists (AIP-158): where a page ended, together with what was listed, in a form callers cannot read
+anything into."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+
+from mesh.errors import DomainError, invalid_argument
+
+PAGE_SIZE_DEFAULT = 1_000
+PAGE_SIZE_MAX = 10_000
+
+
+def page_size(asked: int) -> int:
+    """Rows of a page: 1,000 when 0 is asked for, never more than 10,000. A negative number is INVALID_ARGUMENT."""
+    if asked < 0:
+        raise invalid_argument(("page_size", "must be 0 or more"))
+    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def encode(listing: Sequence[str], last: Sequence[str]) -> str:
+    """A token: ``listing`` names the list and its filters, ``last`` the key of the last row given."""
+    text = json.dumps([list(listing), list(last)], ensure_ascii=False, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode(token: str, listing: Sequence[str], parts: int) -> list[str] | None:
+    """The key a token carries, ``parts`` strings; None for the empty token.
+
+    Raises INVALID_ARGUMENT for a token that was not given out for this list with these filters.
+    """
+    if not token:
+        return None
+    try:
+        content = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        raise wrong_token() from None
+    if not isinstance(content, list) or len(content) != 2 or content[0] != list(listing):
+        raise wrong_token()
+    last = content[1]
+    if not isinstance(last, list) or len(last) != parts or not all(isinstance(part, str) for part in last):
+        raise wrong_token()
+    if any("\0" in part for part in last):
+        raise wrong_token()
+    return last
+
+
+def wrong_token() -> DomainError:
+    """The error for a token that cannot be ours."""
+    return invalid_argument(("page_token", "must be the next_page_token of the same list with the same filters"))
