@@ -1,0 +1,213 @@
+"""Buying: from wishes to reserved units and durable purchases, in batches.
+
+Order of a batch: reserve units at the Inventory Service, then insert the purchases in one statement, then let them be
+queued. A crash in between leaves a reservation without a purchase: a repetition by the buyer completes it, or the
+sweeper ends it as FAILED.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
+
+from mesh.batcher import Batcher
+from mesh.errors import DomainError, from_rpc_error
+from mesh.logs import get_logger
+from purchase_svc.purchase import Outcome, Purchase, Wish, decided_by_row
+from purchase_svc.purchase_book import PurchaseBook, Terms
+
+if TYPE_CHECKING:
+    from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
+
+log = get_logger(__name__)
+
+_R = ErrorReason
+#: Most wishes in one reserve call and one INSERT.
+BATCH_MAX = 500
+#: Calls with at least so many wishes are a batch by themselves; smaller ones are gathered with other callers'.
+DIRECT_MIN = 64
+
+#: What a failed call to the Inventory Service may be passed on as; in all of them a repetition is right.
+_PASSED_ON = frozenset({_R.ERROR_REASON_OVERLOADED, _R.ERROR_REASON_UNAVAILABLE, _R.ERROR_REASON_STOCK_RECALIBRATING})
+
+
+def _reason_of_failed_call(error: DomainError) -> int:
+    if error.reason in _PASSED_ON:
+        return error.reason
+    if error.reason == _R.ERROR_REASON_DEADLINE_EXCEEDED:
+        # The outcome is unknown; a repetition finds out, so buyers are told to repeat.
+        return _R.ERROR_REASON_UNAVAILABLE
+    log.error("the inventory service refused a batch", reason=error.reason_name, message=error.message)
+    return _R.ERROR_REASON_INTERNAL
+
+
+class Buying:
+    """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch once they are committed, and
+    must not wait or fail.
+
+    At most ``in_flight_max`` batches are under way; at most ``waiting_max`` wishes wait or are under way, beyond that
+    wishes are answered OVERLOADED. What has been begun is completed even if the caller goes away meanwhile.
+    """
+
+    def __init__(
+        self,
+        book: PurchaseBook,
+        inventory: "InventoryServiceAsyncStub",
+        on_new: Callable[[Iterable[Purchase]], None],
+        *,
+        in_flight_max: int,
+        waiting_max: int,
+    ) -> None:
+        self._book = book
+        self._inventory = inventory
+        self._on_new = on_new
+        self._slots = asyncio.Semaphore(in_flight_max)
+        self._waiting_max = waiting_max
+        self._direct = 0
+        self._tasks: set[asyncio.Task[list[Outcome]]] = set()
+        self._batcher: Batcher[tuple[Wish, float], Outcome] = Batcher(
+            self._buy_gathered, batch_max=BATCH_MAX, in_flight_max=in_flight_max, queue_max=waiting_max
+        )
+
+    async def buy(self, wishes: Sequence[Wish], timeout_s: float) -> list[Outcome]:
+        """One outcome per wish, in order, within about ``timeout_s`` seconds. At most 1,000 wishes.
+
+        Wishes of the same id and contents get the same outcome; with other contents REQUEST_ID_REUSED. Reasons: those
+        of BatchReserveShares, and OVERLOADED, UNAVAILABLE or INTERNAL when a wish could not be decided.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        if self._direct + self._batcher.queued + len(wishes) > self._waiting_max:
+            return [Outcome(wish.purchase_id, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
+        if len(wishes) < DIRECT_MIN:
+            return list(await asyncio.gather(*(self._gathered(wish, deadline) for wish in wishes)))
+        chunks = [wishes[start : start + BATCH_MAX] for start in range(0, len(wishes), BATCH_MAX)]
+        self._direct += len(wishes)
+        try:
+            parts = await asyncio.gather(*(self._begin(chunk, deadline) for chunk in chunks))
+        finally:
+            self._direct -= len(wishes)
+        return [outcome for part in parts for outcome in part]
+
+    async def drain(self) -> None:
+        """Waits until nothing is under way. New wishes must have stopped coming."""
+        await self._batcher.drain()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _gathered(self, wish: Wish, deadline: float) -> Outcome:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._batcher.submit((wish, deadline))
+        except TimeoutError:
+            return Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+        except DomainError as error:
+            return Outcome(wish.purchase_id, error.reason)
+
+    async def _buy_gathered(self, items: Sequence[tuple[Wish, float]]) -> list[Outcome]:
+        # The latest deadline: whose own runs out earlier leaves alone, and its purchase is there when it repeats.
+        return await self._buy_batch([wish for wish, _ in items], max(deadline for _, deadline in items))
+
+    async def _begin(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
+        task = asyncio.get_running_loop().create_task(self._buy_batch(wishes, deadline))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            return [Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE) for wish in wishes]
+
+    async def _buy_batch(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
+        distinct: dict[uuid.UUID, Wish] = {}
+        for wish in wishes:
+            distinct.setdefault(wish.purchase_id, wish)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        except TimeoutError:
+            return [Outcome(wish.purchase_id, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
+        try:
+            outcomes = await self._decide(list(distinct.values()), deadline)
+        finally:
+            self._slots.release()
+        return [
+            outcomes[wish.purchase_id]
+            if wish.quantity == distinct[wish.purchase_id].quantity
+            else Outcome(wish.purchase_id, _R.ERROR_REASON_REQUEST_ID_REUSED)
+            for wish in wishes
+        ]
+
+    async def _decide(self, wishes: list[Wish], deadline: float) -> dict[uuid.UUID, Outcome]:
+        reasons, terms = await self._reserve(wishes, deadline)
+        reserved = [wish for wish, reason in zip(wishes, reasons, strict=True) if not reason]
+        new: dict[uuid.UUID, Purchase] = {}
+        try:
+            if reserved:
+                new = await self._book.insert(reserved, terms)
+                self._on_new(new.values())
+            # Whoever was refused may be a winner who repeats: if there is a purchase, it decides.
+            in_doubt = [
+                wish.purchase_id
+                for wish, reason in zip(wishes, reasons, strict=True)
+                if reason != _R.ERROR_REASON_INVALID_ARGUMENT and wish.purchase_id not in new
+            ]
+            rows = await self._book.get_many(in_doubt) if in_doubt else {}
+        except DomainError as error:
+            log.warning("purchases could not be recorded", purchases=len(wishes), reason=error.reason_name)
+            rows = None
+        return {
+            wish.purchase_id: self._outcome(wish, reason, new.get(wish.purchase_id), rows)
+            for wish, reason in zip(wishes, reasons, strict=True)
+        }
+
+    @staticmethod
+    def _outcome(wish: Wish, reason: int, new: Purchase | None, rows: dict[uuid.UUID, Purchase] | None) -> Outcome:
+        if new is not None:
+            return Outcome(wish.purchase_id, purchase=new)
+        if reason == _R.ERROR_REASON_INVALID_ARGUMENT:
+            return Outcome(wish.purchase_id, reason)
+        if rows is None:
+            # Neither "bought" nor "lost" may be said while the book cannot be read.
+            return Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+        row = rows.get(wish.purchase_id)
+        if row is not None:
+            return decided_by_row(wish, row)
+        # Reserved, not inserted and not there: nothing deletes purchases, so this is a fault of the database.
+        return Outcome(wish.purchase_id, reason or _R.ERROR_REASON_INTERNAL)
+
+    async def _reserve(self, wishes: list[Wish], deadline: float) -> tuple[list[int], dict[str, Terms]]:
+        """One ErrorReason per wish, 0 where units are reserved; and the terms of the sales reserved from."""
+        request = inventory_pb.BatchReserveSharesRequest(
+            items=[
+                inventory_pb.ReserveItem(
+                    reservation_id=str(wish.purchase_id),
+                    sale_id=wish.sale_id,
+                    user_id=wish.user_id,
+                    request_id=wish.request_id,
+                    quantity=wish.quantity,
+                )
+                for wish in wishes
+            ]
+        )
+        left_s = max(0.001, deadline - asyncio.get_running_loop().time())
+        try:
+            response = await self._inventory.BatchReserveShares(request, timeout=left_s)
+        except grpc.aio.AioRpcError as error:
+            return [_reason_of_failed_call(from_rpc_error(error))] * len(wishes), {}
+        asked = [item.reservation_id for item in request.items]
+        if [outcome.reservation_id for outcome in response.outcomes] != asked:
+            log.error("the inventory service answered other reservations than were asked for")
+            return [_R.ERROR_REASON_INTERNAL] * len(wishes), {}
+        terms = {
+            each.sale_id: Terms(each.unit_price.amount_minor, each.unit_price.currency_code)
+            for each in response.sale_terms
+        }
+        reasons: list[int] = [
+            outcome.reason if outcome.reason or wish.sale_id in terms else _R.ERROR_REASON_INTERNAL
+            for wish, outcome in zip(wishes, response.outcomes, strict=True)
+        ]
+        return reasons, terms

@@ -1,0 +1,170 @@
+"""Between the contract's messages and the domain: reading and checking requests, writing answers. No I/O."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.common.v1.money_pb2 import Money
+from flashsale.purchase.v1 import purchase_service_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.errors import DomainError, invalid_argument, suggested_retry_ms
+from mesh.identity import purchase_id
+from mesh.validation import Violations
+from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase, PurchaseState, Wish
+from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
+
+#: Purchases in a page if the caller does not say, and at most.
+_PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX = 1_000, 10_000
+#: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
+_PAGE_BYTES_MAX = 2 * 1024 * 1024
+
+_STATES: dict[PurchaseState, pb.PurchaseState.ValueType] = {
+    state: pb.PurchaseState.Value(f"PURCHASE_STATE_{state}") for state in PurchaseState
+}
+_STATES_BY_NUMBER = {number: state for state, number in _STATES.items()}
+_OF_A_SALE = frozenset(
+    {
+        ErrorReason.ERROR_REASON_SOLD_OUT,
+        ErrorReason.ERROR_REASON_SALE_NOT_OPEN,
+        ErrorReason.ERROR_REASON_SALE_NOT_FOUND,
+    }
+)
+
+
+def read_wish(request: pb.CreatePurchaseRequest) -> Wish:
+    """Raises INVALID_ARGUMENT that names every wrong field."""
+    wrong = Violations()
+    request_id = wrong.name("request_id", request.request_id)
+    if not request_id.isascii():
+        wrong.add("request_id", "must be ASCII")
+    user_id = wrong.name("user_id", request.user_id)
+    sale_id = wrong.uuid("sale_id", request.sale_id)
+    quantity = wrong.integer("quantity", request.quantity, 1, QUANTITY_MAX)
+    wrong.raise_if_any()
+    return Wish(purchase_id(user_id, sale_id, request_id), user_id, sale_id, request_id, quantity)
+
+
+def read_wishes(request: pb.BatchCreatePurchasesRequest) -> list[Wish | None]:
+    """One wish per request, None for a malformed one. Raises INVALID_ARGUMENT unless there are 1 to 1,000 requests."""
+    if not 1 <= len(request.requests) <= REQUESTS_MAX:
+        raise invalid_argument(("requests", f"must be 1 to {REQUESTS_MAX} items, are {len(request.requests)}"))
+    wishes: list[Wish | None] = []
+    for each in request.requests:
+        try:
+            wishes.append(read_wish(each))
+        except DomainError:
+            wishes.append(None)
+    return wishes
+
+
+def read_purchase_id(text: str, user_id: str) -> uuid.UUID:
+    """The id of a request that names a purchase, perhaps only if it is ``user_id``'s. Raises INVALID_ARGUMENT."""
+    wrong = Violations()
+    canonical = wrong.uuid("purchase_id", text)
+    if user_id:
+        wrong.name("user_id", user_id)
+    wrong.raise_if_any()
+    return uuid.UUID(canonical)
+
+
+def read_sale_id(text: str) -> uuid.UUID:
+    """The id of a request that names a sale. Raises INVALID_ARGUMENT."""
+    wrong = Violations()
+    canonical = wrong.uuid("sale_id", text)
+    wrong.raise_if_any()
+    return uuid.UUID(canonical)
+
+
+def read_filter(request: pb.ListPurchasesRequest) -> tuple[PurchaseFilter, uuid.UUID | None, int]:
+    """What to list, the id after which to begin, and how many. Raises INVALID_ARGUMENT."""
+    wrong = Violations()
+    sale_id = wrong.uuid("sale_id", request.sale_id) if request.sale_id else None
+    user_id = wrong.name("user_id", request.user_id) if request.user_id else None
+    token = wrong.uuid("page_token", request.page_token) if request.page_token else None
+    if request.page_size < 0:
+        wrong.add("page_size", f"must be at least 0, is {request.page_size}")
+    if request.state and request.state not in _STATES_BY_NUMBER:
+        wrong.add("state", f"{request.state} is no state")
+    wrong.raise_if_any()
+    wanted = PurchaseFilter(
+        sale_id=uuid.UUID(sale_id) if sale_id else None,
+        user_id=user_id,
+        state=_STATES_BY_NUMBER.get(request.state),
+    )
+    return wanted, uuid.UUID(token) if token else None, min(request.page_size or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
+
+
+def write_page(purchases: Sequence[Purchase], limit: int) -> pb.ListPurchasesResponse:
+    """A page of up to ``limit`` of ``purchases``, which are one more than that if there are further ones."""
+    response = pb.ListPurchasesResponse()
+    size_bytes = 0
+    for purchase in purchases[:limit]:
+        message = write_purchase(purchase)
+        size_bytes += message.ByteSize()
+        if response.purchases and size_bytes > _PAGE_BYTES_MAX:
+            break
+        response.purchases.append(message)
+    if len(response.purchases) < len(purchases):
+        response.next_page_token = response.purchases[-1].purchase_id
+    return response
+
+
+def write_purchase(purchase: Purchase) -> pb.Purchase:
+    """The purchase as the contract shows it."""
+    return pb.Purchase(
+        purchase_id=str(purchase.purchase_id),
+        user_id=purchase.user_id,
+        sale_id=str(purchase.sale_id),
+        request_id=purchase.request_id,
+        quantity=purchase.quantity,
+        amount=Money(amount_minor=purchase.amount_minor, currency_code=purchase.currency_code),
+        state=_STATES[purchase.state],
+        reason=ErrorReason.ValueType(purchase.reason),
+        share_numbers=purchase.share_numbers,
+        create_time=_timestamp(purchase.create_time),
+        update_time=_timestamp(purchase.update_time),
+    )
+
+
+def write_outcome(outcome: Outcome | None) -> pb.CreatePurchaseOutcome:
+    """An item's answer; None: the item was malformed."""
+    if outcome is None:
+        return pb.CreatePurchaseOutcome(reason=ErrorReason.ERROR_REASON_INVALID_ARGUMENT)
+    if outcome.purchase is not None:
+        state = _STATES[outcome.purchase.state]
+        return pb.CreatePurchaseOutcome(purchase_id=str(outcome.purchase_id), state=state)
+    return pb.CreatePurchaseOutcome(
+        reason=ErrorReason.ValueType(outcome.reason),
+        purchase_id=str(outcome.purchase_id),
+        retry_after_ms=suggested_retry_ms(outcome.reason),
+    )
+
+
+def refusal(wish: Wish, reason: int) -> DomainError:
+    """The error by which a single buyer is told why there is no purchase."""
+    return DomainError(reason, metadata={"sale_id": wish.sale_id} if reason in _OF_A_SALE else None)
+
+
+def write_summary(summary: SaleSummary, queued_messages: int, dead_letters: int) -> pb.SummarizeSaleResponse:
+    """Counts of a sale with what waits in the queue."""
+    response = pb.SummarizeSaleResponse(queued_messages=queued_messages, dead_letters=dead_letters)
+    for count in summary.counts:
+        response.counts.add(
+            state=_STATES[count.state],
+            reason=ErrorReason.ValueType(count.reason),
+            purchases=count.purchases,
+            units=count.units,
+        )
+    if summary.first_claim_time is not None:
+        response.first_claim_time.CopyFrom(_timestamp(summary.first_claim_time))
+    if summary.last_final_time is not None:
+        response.last_final_time.CopyFrom(_timestamp(summary.last_final_time))
+    return response
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

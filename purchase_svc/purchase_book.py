@@ -1,0 +1,207 @@
+"""Purchases in SQL: inserting, reading, cancelling, counting. Every statement may be repeated without harm."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from psycopg.rows import TupleRow
+
+from mesh.errors import DomainError
+from mesh.postgres import Pool, Queries, connection
+from purchase_svc.purchase import Purchase, PurchaseState, Wish
+
+SQL_FOLDER = Path(__file__).parent / "sql"
+MIGRATIONS_FOLDER = SQL_FOLDER / "migrations"
+
+_SMALLEST_ID = uuid.UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one unit of a sale costs."""
+
+    price_minor: int
+    currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseCount:
+    """How many purchases of a sale are in a state for a reason, and their units together."""
+
+    state: PurchaseState
+    reason: int
+    purchases: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaleSummary:
+    """Counts of a sale's purchases at one moment."""
+
+    counts: tuple[PurchaseCount, ...]
+    first_claim_time: datetime | None
+    last_final_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseFilter:
+    """Which purchases a list is about; None: any."""
+
+    sale_id: uuid.UUID | None = None
+    user_id: str | None = None
+    state: PurchaseState | None = None
+
+
+def purchase_from_row(row: TupleRow) -> Purchase:
+    """The purchase in a row of the columns that the queries ``get_...``, ``list_...`` and ``cancel_...`` return."""
+    return Purchase(
+        purchase_id=row[0],
+        user_id=row[1],
+        sale_id=row[2],
+        request_id=row[3],
+        quantity=row[4],
+        amount_minor=row[5],
+        currency_code=row[6],
+        partition=row[7],
+        state=PurchaseState(row[8]),
+        reason=row[9],
+        share_numbers=tuple(row[10]),
+        attempts=row[11],
+        cleanup_pending=row[12],
+        create_time=row[13],
+        update_time=row[14],
+    )
+
+
+class PurchaseBook:
+    """The purchases' table. Every method raises UNAVAILABLE when PostgreSQL is away or too slow; the outcome of a
+    change is then unknown, and repeating it is safe."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._queries = Queries(SQL_FOLDER)
+
+    async def insert(self, wishes: Sequence[Wish], terms: Mapping[str, Terms]) -> dict[uuid.UUID, Purchase]:
+        """Makes purchases in state RESERVED, in one statement; returns those that are new.
+
+        ``wishes`` have distinct ids; ``terms`` has every sale of theirs.
+        """
+        ordered = [(wish, terms[wish.sale_id], wish.partition) for wish in wishes]
+        parameters = {
+            "purchase_ids": [wish.purchase_id for wish, _, _ in ordered],
+            "user_ids": [wish.user_id for wish, _, _ in ordered],
+            "sale_ids": [wish.sale_id for wish, _, _ in ordered],
+            "request_ids": [wish.request_id for wish, _, _ in ordered],
+            "quantities": [wish.quantity for wish, _, _ in ordered],
+            "amounts_minor": [wish.quantity * term.price_minor for wish, term, _ in ordered],
+            "currency_codes": [term.currency_code for _, term, _ in ordered],
+            "partitions": [partition for _, _, partition in ordered],
+        }
+        rows = await self._fetch(self._queries.insert_purchases, parameters)
+        times: dict[uuid.UUID, tuple[datetime, datetime]] = {row[0]: (row[1], row[2]) for row in rows}
+        return {
+            wish.purchase_id: Purchase(
+                purchase_id=wish.purchase_id,
+                user_id=wish.user_id,
+                sale_id=uuid.UUID(wish.sale_id),
+                request_id=wish.request_id,
+                quantity=wish.quantity,
+                amount_minor=wish.quantity * term.price_minor,
+                currency_code=term.currency_code,
+                partition=partition,
+                state=PurchaseState.RESERVED,
+                reason=ErrorReason.ERROR_REASON_UNSPECIFIED,
+                share_numbers=(),
+                attempts=0,
+                cleanup_pending=False,
+                create_time=times[wish.purchase_id][0],
+                update_time=times[wish.purchase_id][1],
+            )
+            for wish, term, partition in ordered
+            if wish.purchase_id in times
+        }
+
+    async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Purchase]:
+        """The purchases that exist, by id."""
+        rows = await self._fetch(self._queries.get_purchases, {"purchase_ids": list(ids)})
+        return {row[0]: purchase_from_row(row) for row in rows}
+
+    async def get(self, purchase_id: uuid.UUID, user_id: str = "") -> Purchase:
+        """One purchase. Raises PURCHASE_NOT_FOUND, also when ``user_id`` is given and it is another user's."""
+        purchase = (await self.get_many([purchase_id])).get(purchase_id)
+        if purchase is None or user_id not in ("", purchase.user_id):
+            raise DomainError(ErrorReason.ERROR_REASON_PURCHASE_NOT_FOUND)
+        return purchase
+
+    async def get_changed(self, seen: Mapping[uuid.UUID, PurchaseState]) -> list[Purchase]:
+        """Of the purchases named, those whose state is not the one given with them."""
+        parameters = {"purchase_ids": list(seen), "states": [state.value for state in seen.values()]}
+        return [purchase_from_row(row) for row in await self._fetch(self._queries.get_changed_purchases, parameters)]
+
+    async def list_page(self, wanted: PurchaseFilter, after: uuid.UUID | None, limit: int) -> list[Purchase]:
+        """Up to ``limit`` purchases in order of id, those above ``after``."""
+        query = self._queries.list_purchases
+        if wanted.user_id is not None:
+            query = self._queries.list_purchases_of_user
+        elif wanted.sale_id is not None:
+            query = self._queries.list_purchases_of_sale
+        parameters = {
+            "sale_id": wanted.sale_id,
+            "user_id": wanted.user_id,
+            "state": wanted.state.value if wanted.state else None,
+            "after": after or _SMALLEST_ID,
+            "limit": limit,
+        }
+        return [purchase_from_row(row) for row in await self._fetch(query, parameters)]
+
+    async def cancel(self, purchase_id: uuid.UUID, user_id: str) -> Purchase:
+        """RESERVED -> CANCELLED with cleanup pending; one that is CANCELLED already is returned as it is.
+
+        Raises PURCHASE_NOT_FOUND, or PURCHASE_NOT_CANCELLABLE from every other state.
+        """
+        parameters = {"purchase_id": purchase_id, "user_id": user_id}
+        rows = await self._fetch(self._queries.cancel_purchase, parameters)
+        if rows:
+            return purchase_from_row(rows[0])
+        purchase = await self.get(purchase_id, user_id)
+        if purchase.state is not PurchaseState.CANCELLED:
+            raise DomainError(
+                ErrorReason.ERROR_REASON_PURCHASE_NOT_CANCELLABLE, metadata={"state": purchase.state.value}
+            )
+        return purchase
+
+    async def finish_cancel_cleanup(self, purchase_id: uuid.UUID) -> None:
+        """Notes that a cancelled purchase's reservation has been given back."""
+        await self._execute(self._queries.finish_cancel_cleanup, {"purchase_id": purchase_id})
+
+    async def mark_queued(self, ids: Sequence[uuid.UUID]) -> None:
+        """Notes that messages with these purchases have been confirmed by the broker."""
+        await self._execute(self._queries.mark_queued, {"purchase_ids": list(ids)})
+
+    async def summarize(self, sale_id: uuid.UUID) -> SaleSummary:
+        """Counts a sale's purchases by state and reason."""
+        rows = await self._fetch(self._queries.summarize_sale, {"sale_id": sale_id})
+        return SaleSummary(
+            counts=tuple(PurchaseCount(PurchaseState(row[0]), row[1], row[2], row[3]) for row in rows),
+            first_claim_time=min((row[4] for row in rows if row[4] is not None), default=None),
+            last_final_time=max((row[5] for row in rows if row[5] is not None), default=None),
+        )
+
+    async def _fetch(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[TupleRow]:
+        try:
+            async with connection(self._pool) as conn:
+                return await (await conn.execute(query, parameters)).fetchall()
+        except psycopg.errors.DeadlockDetected as error:
+            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error
+
+    async def _execute(self, query: LiteralString, parameters: Mapping[str, Any]) -> None:
+        try:
+            async with connection(self._pool) as conn:
+                await conn.execute(query, parameters)
+        except psycopg.errors.DeadlockDetected as error:
+            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error

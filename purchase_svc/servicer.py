@@ -1,0 +1,136 @@
+"""The PurchaseService's calls: each reads its request, asks the domain, and writes the answer."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
+from flashsale.purchase.v1 import purchase_service_pb2 as pb
+from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
+
+from mesh.channels import timeout_s
+from mesh.errors import DomainError, from_rpc_error
+from mesh.logs import get_logger
+from mesh.server import Registration
+from purchase_svc.buying import Buying
+from purchase_svc.messages import (
+    read_filter,
+    read_purchase_id,
+    read_sale_id,
+    read_wish,
+    read_wishes,
+    refusal,
+    write_outcome,
+    write_page,
+    write_purchase,
+    write_summary,
+)
+from purchase_svc.purchase_book import PurchaseBook
+from purchase_svc.summaries import Summaries
+from purchase_svc.watching import Watching
+
+if TYPE_CHECKING:
+    from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
+
+log = get_logger(__name__)
+
+#: Longest that a cancel waits for its units to be given back; the sweeper does it otherwise.
+_RELEASE_TIMEOUT_S = 1.0
+
+
+class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
+    """Errors are raised as DomainError; the server's interceptor makes a status of them."""
+
+    def __init__(
+        self,
+        book: PurchaseBook,
+        buying: Buying,
+        watching: Watching,
+        summaries: Summaries,
+        inventory: "InventoryServiceAsyncStub",
+        *,
+        buy_timeout_s: float,
+    ) -> None:
+        self._book = book
+        self._buying = buying
+        self._watching = watching
+        self._summaries = summaries
+        self._inventory = inventory
+        self._buy_timeout_s = buy_timeout_s
+
+    @property
+    def registration(self) -> Registration:
+        """What a GrpcServer needs to serve this."""
+        name = pb.DESCRIPTOR.services_by_name["PurchaseService"].full_name
+        return name, lambda server: pb_grpc.add_PurchaseServiceServicer_to_server(self, server)
+
+    async def CreatePurchase(self, request: pb.CreatePurchaseRequest, context: Any) -> pb.CreatePurchaseResponse:
+        """See the contract."""
+        wish = read_wish(request)
+        (outcome,) = await self._buying.buy([wish], timeout_s(context, self._buy_timeout_s))
+        if outcome.purchase is None:
+            raise refusal(wish, outcome.reason)
+        return pb.CreatePurchaseResponse(purchase=write_purchase(outcome.purchase))
+
+    async def BatchCreatePurchases(
+        self, request: pb.BatchCreatePurchasesRequest, context: Any
+    ) -> pb.BatchCreatePurchasesResponse:
+        """See the contract."""
+        wishes = read_wishes(request)
+        good = [wish for wish in wishes if wish is not None]
+        outcomes = iter(await self._buying.buy(good, timeout_s(context, self._buy_timeout_s)) if good else [])
+        return pb.BatchCreatePurchasesResponse(
+            outcomes=[write_outcome(None if wish is None else next(outcomes)) for wish in wishes]
+        )
+
+    async def GetPurchase(self, request: pb.GetPurchaseRequest, context: Any) -> pb.GetPurchaseResponse:
+        """See the contract."""
+        purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        return pb.GetPurchaseResponse(purchase=write_purchase(await self._book.get(purchase_id, request.user_id)))
+
+    async def ListPurchases(self, request: pb.ListPurchasesRequest, context: Any) -> pb.ListPurchasesResponse:
+        """See the contract."""
+        wanted, after, limit = read_filter(request)
+        return write_page(await self._book.list_page(wanted, after, limit + 1), limit)
+
+    async def WatchPurchase(
+        self, request: pb.WatchPurchaseRequest, context: Any
+    ) -> AsyncIterator[pb.WatchPurchaseResponse]:
+        """See the contract."""
+        purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        async with aclosing(self._watching.watch(purchase_id, request.user_id)) as purchases:
+            async for purchase in purchases:
+                yield pb.WatchPurchaseResponse(purchase=write_purchase(purchase))
+
+    async def CancelPurchase(self, request: pb.CancelPurchaseRequest, context: Any) -> pb.CancelPurchaseResponse:
+        """See the contract."""
+        purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        purchase = await self._book.cancel(purchase_id, request.user_id)
+        if purchase.cleanup_pending:
+            await self._give_back(purchase_id, timeout_s(context, _RELEASE_TIMEOUT_S))
+        return pb.CancelPurchaseResponse(purchase=write_purchase(purchase))
+
+    async def SummarizeSale(self, request: pb.SummarizeSaleRequest, context: Any) -> pb.SummarizeSaleResponse:
+        """See the contract."""
+        sale_id = read_sale_id(request.sale_id)
+        summary, (queued, dead) = await asyncio.gather(self._summaries.of_sale(sale_id), self._summaries.depths())
+        return write_summary(summary, queued, dead)
+
+    async def _give_back(self, purchase_id: uuid.UUID, most_s: float) -> None:
+        """Releases a cancelled purchase's units. The cancel stands whether or not this succeeds: what is left open is
+        closed by the sweeper."""
+        request = inventory_pb.BatchReleaseReservationsRequest(reservation_ids=[str(purchase_id)])
+        try:
+            response = await self._inventory.BatchReleaseReservations(request, timeout=most_s)
+            if response.outcomes[0].reason == ErrorReason.ERROR_REASON_UNSPECIFIED:
+                await self._book.finish_cancel_cleanup(purchase_id)
+        except grpc.aio.AioRpcError as error:
+            reason = from_rpc_error(error).reason_name
+            log.warning("a cancelled purchase is left to the sweeper", purchase_id=str(purchase_id), reason=reason)
+        except DomainError as error:
+            reason = error.reason_name
+            log.warning("a cancelled purchase is left to the sweeper", purchase_id=str(purchase_id), reason=reason)
