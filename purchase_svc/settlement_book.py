@@ -1,0 +1,55 @@
+"""Purchases in SQL as settlement and the sweeper see them. Every statement may be repeated without further harm."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mesh.postgres import Connection, Pool, Queries, in_transaction
+from purchase_svc.purchase_book import SQL_FOLDER
+from purchase_svc.settlement_rules import Claimed, Ending
+
+
+class SettlementBook:
+    """Claiming and finishing purchases. Every method raises UNAVAILABLE when PostgreSQL is away; the outcome of a
+    change is then unknown, and repeating it is safe."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._queries = Queries(SQL_FOLDER)
+
+    async def claim(self, ids: Sequence[uuid.UUID]) -> list[Claimed]:
+        """RESERVED or SETTLING -> SETTLING, one attempt more; returns those. What is final or PARKED is left out.
+
+        From here on no cancel can win.
+        """
+        rows = await self._fetch(self._queries.claim_purchases, {"purchase_ids": list(ids)})
+        return [Claimed(*row) for row in rows]
+
+    async def finish(self, endings: Sequence[Ending]) -> None:
+        """SETTLING -> as each ending says. One that has left SETTLING already is left as it is."""
+        if not endings:
+            return
+        parameters = {
+            "purchase_ids": [ending.purchase_id for ending in endings],
+            "states": [ending.state.value for ending in endings],
+            "reasons": [ending.reason for ending in endings],
+            # Arrays of different lengths cannot travel as an array of arrays.
+            "share_numbers": ["{" + ",".join(map(str, ending.share_numbers)) + "}" for ending in endings],
+        }
+        await self._execute(self._queries.finish_purchases, parameters)
+
+    async def mark_requeued(self, ids: Sequence[uuid.UUID], delay_s: float = 0.0) -> None:
+        """Notes that a message with these reaches its partition ``delay_s`` seconds from now."""
+        await self._execute(self._queries.mark_requeued, {"purchase_ids": list(ids), "delay_s": delay_s})
+
+    async def _fetch(self, query: Any, parameters: Mapping[str, Any]) -> list[Any]:
+        async def work(conn: Connection) -> list[Any]:
+            return await (await conn.execute(query, parameters)).fetchall()
+
+        return await in_transaction(self._pool, work)
+
+    async def _execute(self, query: Any, parameters: Mapping[str, Any]) -> None:
+        async def work(conn: Connection) -> None:
+            await conn.execute(query, parameters)
+
+        await in_transaction(self._pool, work)

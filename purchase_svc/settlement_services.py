@@ -1,0 +1,145 @@
+"""The calls of a settlement worker to inventory and balance, answered purchase by purchase.
+
+A call that fails as a whole gives every purchase in it an answer that is not known. One that fails with INTERNAL is
+repeated by halves, so that a single purchase that the other side cannot digest does not take its neighbours with it.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import grpc
+from flashsale.balance.v1 import balance_service_pb2 as balance_pb
+from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.common.v1.money_pb2 import Money
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
+from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
+
+from mesh.errors import DomainError, from_rpc_error, reason_name
+from mesh.logs import get_logger
+from purchase_svc.settlement_rules import Answer, Claimed
+
+log = get_logger(__name__)
+
+#: Answers by purchase id: one for every purchase that was asked about.
+Answers = dict[uuid.UUID, Answer]
+
+
+class SettlementServices:
+    """Inventory and balance as the saga sees them. No method raises for a call that failed."""
+
+    def __init__(self, inventory: grpc.aio.Channel, balance: grpc.aio.Channel, *, timeout_s: float) -> None:
+        self._inventory = InventoryServiceStub(inventory)
+        self._balance = BalanceServiceStub(balance)
+        self._timeout_s = timeout_s
+
+    async def place_holds(self, purchases: Sequence[Claimed]) -> Answers:
+        """Sets the amount of each purchase aside for its sale."""
+        by_id = {purchase.purchase_id: purchase for purchase in purchases}
+
+        async def call(ids: Sequence[uuid.UUID]) -> Iterable[Any]:
+            request = balance_pb.BatchPlaceHoldsRequest(holds=[_hold_of(by_id[each]) for each in ids])
+            response = await self._balance.BatchPlaceHolds(request, timeout=self._timeout_s)
+            return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
+
+        return await _ask("place holds", call, list(by_id))
+
+    async def capture_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
+        """Takes the money held."""
+
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+            request = balance_pb.BatchCaptureHoldsRequest(hold_ids=map(str, some))
+            response = await self._balance.BatchCaptureHolds(request, timeout=self._timeout_s)
+            return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
+
+        return await _ask("capture holds", call, ids)
+
+    async def release_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
+        """Gives the money held back to its owner's use."""
+
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+            request = balance_pb.BatchReleaseHoldsRequest(hold_ids=map(str, some))
+            response = await self._balance.BatchReleaseHolds(request, timeout=self._timeout_s)
+            return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
+
+        return await _ask("release holds", call, ids)
+
+    async def confirm_reservations(self, ids: Sequence[uuid.UUID]) -> Answers:
+        """Turns reserved units into shares with numbers."""
+
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+            request = inventory_pb.BatchConfirmReservationsRequest(reservation_ids=map(str, some))
+            response = await self._inventory.BatchConfirmReservations(request, timeout=self._timeout_s)
+            return (
+                (outcome.reservation_id, Answer(outcome.reason, share_numbers=tuple(outcome.share_numbers)))
+                for outcome in response.outcomes
+            )
+
+        return await _ask("confirm reservations", call, ids)
+
+    async def release_reservations(self, ids: Sequence[uuid.UUID], *, revoke_sold: bool) -> Answers:
+        """Gives units back; with ``revoke_sold`` shares too."""
+
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+            request = inventory_pb.BatchReleaseReservationsRequest(
+                reservation_ids=map(str, some), revoke_sold=revoke_sold
+            )
+            response = await self._inventory.BatchReleaseReservations(request, timeout=self._timeout_s)
+            return ((outcome.reservation_id, Answer(outcome.reason)) for outcome in response.outcomes)
+
+        return await _ask("release reservations", call, ids)
+
+    async def list_sales(self, page_size: int, page_token: str) -> inventory_pb.ListSalesResponse:
+        """A page of sales, newest first. Raises DomainError."""
+        request = inventory_pb.ListSalesRequest(page_size=page_size, page_token=page_token)
+        try:
+            return await self._inventory.ListSales(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def list_reserved(
+        self, sale_id: str, *, min_age_ms: int, page_size: int, page_token: str
+    ) -> inventory_pb.ListReservationsResponse:
+        """A page of a sale's reservations that are RESERVED since ``min_age_ms`` at least. Raises DomainError."""
+        request = inventory_pb.ListReservationsRequest(
+            sale_id=sale_id,
+            state=inventory_pb.RESERVATION_STATE_RESERVED,
+            min_age_ms=min_age_ms,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        try:
+            return await self._inventory.ListReservations(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _hold_of(purchase: Claimed) -> balance_pb.PlaceHoldItem:
+    return balance_pb.PlaceHoldItem(
+        hold_id=str(purchase.purchase_id),
+        user_id=purchase.user_id,
+        amount=Money(amount_minor=purchase.amount_minor, currency_code=purchase.currency_code),
+        beneficiary=str(purchase.sale_id),
+    )
+
+
+async def _ask(
+    what: str, call: Callable[[Sequence[uuid.UUID]], Awaitable[Iterable[Any]]], ids: Sequence[uuid.UUID]
+) -> Answers:
+    """Calls for ``ids``, which may be none, and gives each its answer."""
+    if not ids:
+        return {}
+    try:
+        pairs = [(uuid.UUID(answered), answer) for answered, answer in await call(ids)]
+    except grpc.aio.AioRpcError as error:
+        failure = from_rpc_error(error)
+    else:
+        if [answered for answered, _ in pairs] == list(ids):
+            return dict(pairs)
+        failure = DomainError(ErrorReason.ERROR_REASON_INTERNAL, "answers do not match what was asked")
+    log.warning("a call failed", call=what, items=len(ids), reason=reason_name(failure.reason))
+    if failure.reason == ErrorReason.ERROR_REASON_INTERNAL and len(ids) > 1:
+        middle = len(ids) // 2
+        return await _ask(what, call, ids[:middle]) | await _ask(what, call, ids[middle:])
+    return dict.fromkeys(ids, Answer(failure.reason, known=False))
