@@ -1,0 +1,136 @@
+"""Whether a purchase may go on: the shape of its request, and how many may wait. Rules only, no I/O."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.problems import HttpError
+from mesh.errors import invalid_argument
+from mesh.validation import ID_LENGTH_MAX, is_name
+
+#: Largest body of any request, bytes.
+BODY_BYTES_MAX = 4096
+#: Longest Authorization header, characters. A token of ours is about 250.
+AUTHORIZATION_LENGTH_MAX = 4096
+#: Largest quantity that is passed on; each sale has its own, lower limit.
+QUANTITY_MAX = 1000
+
+
+class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a buyer sends."""
+
+    quantity: int = 1
+
+
+_DECODER = msgspec.json.Decoder(PurchaseBody, strict=True)
+
+
+def body_length(content_length: str | None) -> int | None:
+    """The announced length of a body, bytes; None when it is not announced. Raises HttpError 413 above
+    BODY_BYTES_MAX, 400 for what is no length."""
+    if content_length is None:
+        return None
+    if not (content_length.isascii() and content_length.isdecimal()):
+        raise HttpError(400, "the Content-Length header is not a whole number")
+    # By digits first: a number of thousands of digits is never converted.
+    if len(content_length) > 10 or int(content_length) > BODY_BYTES_MAX:
+        raise HttpError(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+    return int(content_length)
+
+
+def check_content_type(content_type: str | None) -> None:
+    """Raises HttpError 415 for a body that says it is not JSON. One that says nothing is taken for JSON."""
+    if content_type is not None and content_type.partition(";")[0].strip().lower() != "application/json":
+        raise HttpError(415, "the body must be application/json")
+
+
+def check_authorization_length(authorization: str | None) -> None:
+    """Raises HttpError 431 for a header no token of ours can be."""
+    if authorization is not None and len(authorization) > AUTHORIZATION_LENGTH_MAX:
+        raise HttpError(431, f"the Authorization header is longer than {AUTHORIZATION_LENGTH_MAX} characters")
+
+
+def is_idempotency_key(text: str) -> bool:
+    """Whether ``text`` can name a purchase: 1 to 128 printable ASCII characters, no space at the ends."""
+    return text.isascii() and is_name(text)
+
+
+def idempotency_key(text: str | None) -> str:
+    """The request id. Raises INVALID_ARGUMENT when it is missing or malformed."""
+    if text is None or not is_idempotency_key(text):
+        raise invalid_argument(("Idempotency-Key", f"must be 1 to {ID_LENGTH_MAX} printable ASCII characters"))
+    return text
+
+
+def quantity_of(body: bytes) -> int:
+    """The quantity a body asks for, 1 when it is empty. Raises INVALID_ARGUMENT for anything but
+    ``{"quantity": n}`` with n from 1 to QUANTITY_MAX."""
+    if not body:
+        return 1
+    try:
+        quantity = _DECODER.decode(body).quantity
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid_argument(("body", str(error) or "is not JSON")) from error
+    if not 1 <= quantity <= QUANTITY_MAX:
+        raise invalid_argument(("quantity", f"must be 1 to {QUANTITY_MAX}"))
+    return quantity
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """``wait_s``: the wait that is promised to whoever is let in. ``least`` and ``most`` bound the queue's length."""
+
+    least: int
+    most: int
+    wait_s: float
+    rate_initial_per_s: float
+
+
+class QueueLimit:
+    """How many requests may wait so that each is answered in time, from the rate at which they are being answered.
+
+    The rate is measured only while requests wait: a service with nothing to do tells nothing about what it can do.
+    Whoever is refused is told when to return, and those times are handed out at the measured rate, one after another:
+    told all the same delay, a refused crowd comes back as the same crowd. Times are seconds of one monotonic clock.
+    """
+
+    #: Shortest time over which a rate is measured, s: single batches come in clumps.
+    WINDOW_S = 0.05
+    #: Weight of the newest window.
+    WEIGHT = 0.4
+    RETRY_MS_MIN = 50
+    RETRY_MS_MAX = 5000
+
+    def __init__(self, bounds: QueueBounds) -> None:
+        self._bounds = bounds
+        self.rate_per_s = bounds.rate_initial_per_s
+        self._window_start: float | None = None
+        self._window_answers = 0
+        self._next_return = 0.0
+
+    @property
+    def length_max(self) -> int:
+        """Requests that may wait now."""
+        return max(self._bounds.least, min(self._bounds.most, int(self.rate_per_s * self._bounds.wait_s)))
+
+    def answered(self, answers: int, queued: int, now: float) -> None:
+        """Notes that a batch of ``answers`` came back and left ``queued`` waiting."""
+        if self._window_start is not None:
+            self._window_answers += answers
+            elapsed = now - self._window_start
+            if elapsed >= self.WINDOW_S:
+                self.rate_per_s += self.WEIGHT * (self._window_answers / elapsed - self.rate_per_s)
+                self._window_start, self._window_answers = now, 0
+        if queued == 0:
+            self._window_start = None
+        elif self._window_start is None:
+            self._window_start, self._window_answers = now, 0
+
+    def return_after_ms(self, queued: int, now: float) -> int:
+        """When a refused request should return, milliseconds from now; takes the next place in the order of return."""
+        place_s = 1.0 / max(self.rate_per_s, 1.0)
+        # Not before the queue as it stands is down to half.
+        earliest = now + queued * place_s / 2
+        latest = now + self.RETRY_MS_MAX / 1000
+        self._next_return = min(max(self._next_return + place_s, earliest), latest)
+        return min(self.RETRY_MS_MAX, max(self.RETRY_MS_MIN, round((self._next_return - now) * 1000)))

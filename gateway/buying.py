@@ -1,0 +1,153 @@
+"""Sends purchases on in batches, as many as can be answered in time."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.purchase.v1 import purchase_service_pb2 as purchase
+
+from gateway.admission import QueueLimit
+from gateway.settings import Settings
+from gateway.sold_out import SaleStock
+from mesh.batcher import Batcher
+from mesh.errors import DomainError, from_rpc_error
+from mesh.logs import get_logger
+
+if TYPE_CHECKING:
+    from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceAsyncStub
+
+log = get_logger(__name__)
+
+#: How often requests that have waited too long are looked for, s.
+_OVERDUE_CHECK_S = 0.05
+#: A request waits at most so many times as long as promised before it is refused after all.
+_OVERDUE_FACTOR = 2.0
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Buy:
+    """One request that waits. ``mark`` is its fingerprint; ``stock`` what is known of its sale, if it is followed."""
+
+    request: purchase.CreatePurchaseRequest
+    stock: SaleStock | None
+    mark: int
+    queued_at: float
+    sent: bool = False
+
+
+class Buying:
+    """The queue in front of the Purchase Service. ``clock`` is the loop's, seconds.
+
+    A request is let in only while the queue is short enough for it to be answered in time, is looked at once more just
+    before it is sent (the last unit may have gone while it waited), and is refused if it has waited too long because
+    the service stopped answering. What has been sent is never refused: its outcome is awaited up to the deadline.
+    """
+
+    def __init__(self, stub: "PurchaseServiceAsyncStub", settings: Settings, limit: QueueLimit, clock: Clock) -> None:
+        self._stub = stub
+        self._timeout_s = settings.purchase_timeout_ms / 1000
+        self._overdue_s = settings.queue_wait_ms / 1000 * _OVERDUE_FACTOR
+        self._clock = clock
+        self.limit = limit
+        self._batcher: Batcher[_Buy, purchase.CreatePurchaseOutcome] = Batcher(
+            self._send,
+            batch_max=settings.batch_max,
+            in_flight_max=settings.in_flight_max,
+            queue_max=settings.queue_max,
+        )
+        self._waiting: deque[tuple[_Buy, asyncio.Future[purchase.CreatePurchaseOutcome]]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to be sent."""
+        return self._batcher.queued
+
+    @property
+    def in_flight(self) -> int:
+        """Calls to the Purchase Service under way."""
+        return self._batcher.in_flight
+
+    def check_room(self, now: float) -> None:
+        """Raises OVERLOADED, with a time to return, when more wait than can be answered in time."""
+        queued = self._batcher.queued
+        if queued >= self.limit.length_max:
+            raise self._overloaded(queued, now)
+
+    def _overloaded(self, queued: int, now: float) -> DomainError:
+        return DomainError(
+            ErrorReason.ERROR_REASON_OVERLOADED,
+            "more is waiting than can be answered in time; send the same request again after the delay",
+            metadata={"queued": str(queued)},
+            retry_after_ms=self.limit.return_after_ms(queued, now),
+        )
+
+    async def buy(
+        self, request: purchase.CreatePurchaseRequest, stock: SaleStock | None, mark: int
+    ) -> purchase.CreatePurchaseOutcome:
+        """Buys, together with others. Raises OVERLOADED when there is no room, or it waited too long; that and
+        UNAVAILABLE and DEADLINE_EXCEEDED leave the same request free to be sent again."""
+        item = _Buy(request, stock, mark, self._clock())
+        future = self._batcher.enqueue(item)
+        self._waiting.append((item, future))
+        return await future
+
+    async def _send(self, items: Sequence[_Buy]) -> list[purchase.CreatePurchaseOutcome]:
+        """Sends what is not sold out by now; an outcome for every item, in order."""
+        now = self._clock()
+        outcomes: list[purchase.CreatePurchaseOutcome | None] = []
+        wanted: list[_Buy] = []
+        for item in items:
+            item.sent = True
+            if item.stock is not None and item.stock.is_sold_out_for_queued(item.mark, now):
+                outcomes.append(purchase.CreatePurchaseOutcome(reason=ErrorReason.ERROR_REASON_SOLD_OUT))
+                continue
+            outcomes.append(None)
+            wanted.append(item)
+        # Noted after all were looked at, so that the same request twice in one batch is answered twice alike.
+        for item in wanted:
+            if item.stock is not None:
+                item.stock.note_sent(item.mark, now)
+        answers = iter(await self._call(wanted) if wanted else ())
+        if wanted:
+            # What was refused above cost nothing, and says nothing of what the service can do.
+            self.limit.answered(len(wanted), self._batcher.queued, self._clock())
+        return [next(answers) if outcome is None else outcome for outcome in outcomes]
+
+    async def _call(self, items: Sequence[_Buy]) -> Sequence[purchase.CreatePurchaseOutcome]:
+        request = purchase.BatchCreatePurchasesRequest(requests=[item.request for item in items])
+        try:
+            response = await self._stub.BatchCreatePurchases(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            log.warning("purchases not answered", purchases=len(items), reason=error.reason_name)
+            return [
+                purchase.CreatePurchaseOutcome(reason=error.reason, retry_after_ms=error.retry_after_ms)  # type: ignore[arg-type]
+            ] * len(items)
+        if len(response.outcomes) != len(items):
+            raise RuntimeError(f"{len(items)} purchases got {len(response.outcomes)} outcomes")
+        return response.outcomes
+
+    async def refuse_overdue(self) -> None:
+        """Refuses what has waited too long, for ever; run in the background."""
+        while True:
+            await asyncio.sleep(_OVERDUE_CHECK_S)
+            now = self._clock()
+            while self._waiting:
+                item, future = self._waiting[0]
+                if not (item.sent or future.done()):
+                    if now < item.queued_at + self._overdue_s:
+                        break
+                    future.set_exception(self._overloaded(self._batcher.queued, now))
+                    # Whoever asked may be gone by now.
+                    future.exception()
+                self._waiting.popleft()
+
+    async def drain(self) -> None:
+        """Waits until everything that was let in is answered."""
+        await self._batcher.drain()

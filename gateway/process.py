@@ -1,0 +1,190 @@
+"""Wiring of the gateway process."""
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
+from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
+from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from gateway.admission import QueueBounds, QueueLimit
+from gateway.app import App, Parts
+from gateway.background import Background
+from gateway.buying import Buying
+from gateway.following import StockFollowers
+from gateway.metrics import Metrics
+from gateway.reading import Reading
+from gateway.settings import Settings
+from gateway.streams import StockStreams
+from gateway.tokens import TokenChecker, checker_from_jwks, checker_from_secret
+from gateway.upstream import Upstream
+from gateway.user_rate import UserRate
+from mesh.channels import open_channel
+from mesh.logs import configure_logs, get_logger
+from mesh.server import stop_signal
+from mesh.settings import SettingsError, read_settings
+
+log = get_logger(__name__)
+
+#: Longest request head, bytes; hyper answers 431 by itself beyond it.
+_HEAD_BYTES_MAX = 32 * 1024
+#: How long a connection may be idle or take to send a request's head, ms.
+_HEAD_TIMEOUT_MS = 60_000
+#: A request is remembered as sent for so much longer than its call may take, s.
+_SENT_MARGIN_S = 3.0
+
+
+class HttpServer:
+    """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive. Start it, ask its port, stop it."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        host, port = settings.address
+        self._server = Server(
+            app,
+            address="127.0.0.1" if host == "localhost" else host,
+            port=port,
+            interface=Interfaces.RSGI,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=settings.backlog,
+            # One permit for each connection, for as long as it lives.
+            backpressure=settings.connections_max,
+            http1_settings=HTTP1Settings(header_read_timeout=_HEAD_TIMEOUT_MS, max_buffer_size=_HEAD_BYTES_MAX),
+            log_level=LogLevels.error,
+            # Only the level: its lines go through our own handler.
+            log_dictconfig={"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}},
+            log_access=False,
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listens; the port. Raises SettingsError when the address cannot be had."""
+        self._running = asyncio.get_running_loop().create_task(self._server.serve(), name="http server")
+        # serve() binds before it first waits.
+        await asyncio.sleep(0)
+        if self._running.done():
+            error = self._running.exception()
+            raise SettingsError(f"GATEWAY_LISTEN: cannot listen: {error}") from error
+        with socket.socket(fileno=os.dup(self._server._sfd)) as listening:  # type: ignore[arg-type]
+            port: int = listening.getsockname()[1]
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more connections and gives requests under way ``grace_s`` seconds."""
+        if self._running is None or self._running.done():
+            return
+        self._server.stop()  # type: ignore[no-untyped-call]
+        _, late = await asyncio.wait({self._running}, timeout=grace_s)
+        for task in late:
+            log.warning("requests cut off", grace_s=grace_s)
+            task.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A gateway that serves. ``crashed`` is set when a task it needs has failed."""
+
+    port: int
+    app: App
+    parts: Parts
+    crashed: "asyncio.Future[BaseException]"
+
+
+def _checker(settings: Settings) -> TokenChecker:
+    if settings.jwt_secret:
+        return checker_from_secret(settings.jwt_secret, settings.tokens_cache_max)
+    return checker_from_jwks(Path(settings.jwks_file), settings.tokens_cache_max)
+
+
+def _parts(settings: Settings, channels: dict[str, Any], background: Background) -> Parts:
+    draining = asyncio.Event()
+    purchases = PurchaseServiceStub(channels["purchase"])
+    inventories = InventoryServiceStub(channels["inventory"])
+    balances = BalanceServiceStub(channels["balance"])
+    followers = StockFollowers(
+        inventories,
+        background,
+        sales_max=settings.sales_max,
+        fingerprints_max=settings.fingerprints_max,
+        sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
+    )
+    bounds = QueueBounds(
+        settings.queue_min, settings.queue_max, settings.queue_wait_ms / 1000, settings.rate_initial_per_s
+    )
+    buying = Buying(purchases, settings, QueueLimit(bounds), asyncio.get_running_loop().time)
+    reading = Reading(purchases, inventories, balances, followers, settings, draining)
+    streams = StockStreams(followers, draining, settings.streams_max, settings.stream_s)
+    tokens = _checker(settings)
+    user_rate = UserRate(settings.user_rate_per_s, settings.user_burst, settings.users_max)
+    metrics = Metrics(
+        {
+            "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
+            "gateway_queue_requests_max": ("Purchases that may wait now", lambda: buying.limit.length_max),
+            "gateway_batches_in_flight": ("Calls that buy, under way", lambda: buying.in_flight),
+            "gateway_service_rate_per_s": ("Measured rate of answers to purchases", lambda: buying.limit.rate_per_s),
+            "gateway_reads_in_flight": ("Reads under way", lambda: reading.reads),
+            "gateway_long_polls": ("Long polls under way", lambda: reading.waits),
+            "gateway_stock_streams": ("Stock streams open", lambda: streams.open),
+            "gateway_sales_followed": ("Sales followed", lambda: len(followers)),
+            "gateway_users_remembered": ("Users whose rate is remembered", lambda: len(user_rate)),
+        }
+    )
+    upstream = Upstream(channels["purchase"])
+    return Parts(tokens, user_rate, followers, buying, reading, streams, upstream, metrics, draining)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Serves until the block is left; then drains: health says so, waits and streams end, requests under way finish."""
+    channels = {
+        "purchase": open_channel(settings.purchase_target),
+        "inventory": open_channel(settings.inventory_target),
+        "balance": open_channel(settings.balance_target),
+    }
+    background = Background()
+    try:
+        parts = _parts(settings, channels, background)
+        app = App(parts)
+        await parts.upstream.check()
+        background.start(parts.upstream.watch(), "watch the purchase service")
+        background.start(parts.buying.refuse_overdue(), "refuse what has waited too long")
+        server = HttpServer(app, settings)
+        port = await server.start()
+        try:
+            log.info("serving", listen=settings.listen, port=port)
+            yield Running(port, app, parts, background.crashed)
+        finally:
+            log.info("draining", grace_s=settings.grace_s, requests=app.in_flight)
+            parts.draining.set()
+            await server.stop(settings.grace_s)
+    finally:
+        await background.stop()
+        for channel in channels.values():
+            await channel.close()
+
+
+async def serve() -> None:
+    """Runs until SIGTERM or SIGINT, or until something it needs has crashed."""
+    settings = read_settings(Settings, "GATEWAY_")
+    configure_logs("gateway")
+    async with running(settings) as gateway:
+        # What exists now lives as long as the process; a collection need not look at it again.
+        gc.freeze()
+        stopping = asyncio.ensure_future(stop_signal().wait())
+        ends: set[asyncio.Future[Any]] = {stopping, gateway.crashed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if gateway.crashed.done():
+            raise gateway.crashed.result()

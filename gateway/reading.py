@@ -1,0 +1,236 @@
+"""Reads on behalf of users: purchases, sales, stock, balances. Bounded, so that asking never outweighs buying."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from flashsale.balance.v1 import balance_service_pb2 as balance
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.common.v1.money_pb2 import Money
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory
+from flashsale.purchase.v1 import purchase_service_pb2 as purchase
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gateway.following import StockFollowers
+from gateway.problems import known_reason
+from gateway.settings import Settings
+from mesh.errors import DomainError, from_rpc_error, reason_name
+
+if TYPE_CHECKING:
+    from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceAsyncStub
+    from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
+    from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceAsyncStub
+
+T = TypeVar("T")
+
+#: How long a sale's terms are believed, s, and of how many sales: everybody reloads the same page.
+_SALE_S, _SALES_MAX = 0.5, 256
+
+_FINAL = frozenset(
+    {
+        purchase.PURCHASE_STATE_CONFIRMED,
+        purchase.PURCHASE_STATE_FAILED,
+        purchase.PURCHASE_STATE_CANCELLED,
+    }
+)
+
+
+def purchase_state_name(state: int) -> str:
+    """ "RESERVED" and so on; "UNKNOWN" for one that this version does not know."""
+    if state not in purchase.PurchaseState.values():
+        return "UNKNOWN"
+    return purchase.PurchaseState.Name(state).removeprefix("PURCHASE_STATE_")  # type: ignore[arg-type]
+
+
+def _time(message: Any, field: str) -> str | None:
+    if not message.HasField(field):
+        return None
+    value: Timestamp = getattr(message, field)
+    return value.ToJsonString()
+
+
+def _money(money: Money) -> dict[str, Any]:
+    return {"amount_minor": money.amount_minor, "currency_code": money.currency_code}
+
+
+def purchase_json(value: purchase.Purchase) -> dict[str, Any]:
+    """A purchase as its buyer sees it."""
+    shown: dict[str, Any] = {
+        "purchase_id": value.purchase_id,
+        "sale_id": value.sale_id,
+        "quantity": value.quantity,
+        "amount": _money(value.amount),
+        "state": purchase_state_name(value.state),
+        "share_numbers": list(value.share_numbers),
+        "create_time": _time(value, "create_time"),
+        "update_time": _time(value, "update_time"),
+    }
+    if value.reason:
+        shown["reason"] = reason_name(known_reason(value.reason))
+    return shown
+
+
+def sale_json(value: inventory.Sale) -> dict[str, Any]:
+    """A sale as anybody sees it."""
+    return {
+        "sale_id": value.sale_id,
+        "display_name": value.display_name,
+        "unit_price": _money(value.unit_price),
+        "total": value.total,
+        "per_user_limit": value.per_user_limit,
+        "per_purchase_limit": value.per_purchase_limit,
+        "state": inventory.SaleState.Name(value.state).removeprefix("SALE_STATE_"),
+        "create_time": _time(value, "create_time"),
+    }
+
+
+def stock_json(value: inventory.Stock) -> dict[str, Any]:
+    """A stock reading as anybody sees it."""
+    return {
+        "sale_id": value.sale_id,
+        "available": value.available,
+        "reserved": value.reserved,
+        "sold": value.sold,
+        "total": value.total,
+        "open": value.open,
+    }
+
+
+def _overloaded(what: str, most: int) -> DomainError:
+    return DomainError(ErrorReason.ERROR_REASON_OVERLOADED, f"too many {what} at once", metadata={"limit": str(most)})
+
+
+def _not_found(sale_id: str) -> DomainError:
+    return DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND, metadata={"sale_id": sale_id})
+
+
+class Reading:
+    """Answers reads from what is followed, or by at most ``reads_max`` calls at once, ``waits_max`` long polls apart.
+
+    Every method raises the DomainError that the service answered, or OVERLOADED, UNAVAILABLE, DEADLINE_EXCEEDED.
+    """
+
+    def __init__(
+        self,
+        purchases: "PurchaseServiceAsyncStub",
+        inventories: "InventoryServiceAsyncStub",
+        balances: "BalanceServiceAsyncStub",
+        followers: StockFollowers,
+        settings: Settings,
+        draining: asyncio.Event,
+    ) -> None:
+        self._purchases, self._inventories, self._balances = purchases, inventories, balances
+        self._followers = followers
+        self._settings = settings
+        self._timeout_s = settings.read_timeout_ms / 1000
+        self._draining = draining
+        self._sales: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+        self.reads = 0
+        self.waits = 0
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
+        if self.reads >= self._settings.reads_max:
+            raise _overloaded("reads", self._settings.reads_max)
+        self.reads += 1
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            self.reads -= 1
+
+    async def purchase_now(self, purchase_id: str, user_id: str) -> dict[str, Any]:
+        """A user's purchase as it is now."""
+        request = purchase.GetPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
+        answer = await self._read(lambda: self._purchases.GetPurchase(request, timeout=self._timeout_s))
+        return purchase_json(answer.purchase)
+
+    async def cancelled(self, purchase_id: str, user_id: str) -> dict[str, Any]:
+        """A user's purchase after it was cancelled."""
+        request = purchase.CancelPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
+        answer = await self._read(lambda: self._purchases.CancelPurchase(request, timeout=self._timeout_s))
+        return purchase_json(answer.purchase)
+
+    async def final_purchase(
+        self, purchase_id: str, user_id: str, wait_s: float, gone: "asyncio.Future[Any]"
+    ) -> dict[str, Any] | None:
+        """A user's purchase once it is final, or as it is when ``wait_s`` has passed or the process drains; None when
+        whoever asked has ``gone``. When too many wait already it is answered at once as it is now."""
+        if self.waits >= self._settings.waits_max or self._draining.is_set():
+            return await self.purchase_now(purchase_id, user_id)
+        self.waits += 1
+        watching = asyncio.ensure_future(self._watched(purchase_id, user_id, wait_s))
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({watching, draining, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                return None
+            value = await watching if watching.done() else None
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            self.waits -= 1
+            watching.cancel()
+            draining.cancel()
+        return purchase_json(value) if value is not None else await self.purchase_now(purchase_id, user_id)
+
+    async def _watched(self, purchase_id: str, user_id: str, wait_s: float) -> purchase.Purchase | None:
+        """The last state seen within ``wait_s``; None if none came."""
+        request = purchase.WatchPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
+        call = self._purchases.WatchPurchase(request)
+        last: purchase.Purchase | None = None
+        try:
+            async with asyncio.timeout(wait_s):
+                while last is None or last.state not in _FINAL:
+                    message = await call.read()
+                    if not isinstance(message, purchase.WatchPurchaseResponse):
+                        break
+                    last = message.purchase
+        except TimeoutError:
+            pass
+        finally:
+            call.cancel()
+        return last
+
+    async def sale(self, sale_id: str) -> dict[str, Any]:
+        """A sale's terms and state, at most half a second old."""
+        now = asyncio.get_running_loop().time()
+        known = self._sales.get(sale_id)
+        if known is not None and now < known[0] + _SALE_S:
+            return known[1]
+        if self._followers.is_missing(sale_id, now):
+            raise _not_found(sale_id)
+        request = inventory.GetSaleRequest(sale_id=sale_id)
+        answer = await self._read(lambda: self._inventories.GetSale(request, timeout=self._timeout_s))
+        shown = sale_json(answer.sale)
+        self._sales[sale_id] = (now, shown)
+        self._sales.move_to_end(sale_id)
+        if len(self._sales) > _SALES_MAX:
+            self._sales.popitem(last=False)
+        return shown
+
+    async def stock(self, sale_id: str) -> dict[str, Any]:
+        """A sale's stock: the last reading of its stream if that is fresh, else asked for."""
+        now = asyncio.get_running_loop().time()
+        if self._followers.is_missing(sale_id, now):
+            raise _not_found(sale_id)
+        followed = self._followers.follow(sale_id, now, anonymous=True)
+        fresh = followed.stock.fresh_stock(now) if followed is not None else None
+        if fresh is not None:
+            return stock_json(fresh)
+        request = inventory.GetStockRequest(sale_id=sale_id)
+        answer = await self._read(lambda: self._inventories.GetStock(request, timeout=self._timeout_s))
+        return stock_json(answer.stock)
+
+    async def balance(self, user_id: str, currency_code: str) -> dict[str, Any]:
+        """What is on a user's account."""
+        request = balance.GetBalanceRequest(user_id=user_id, currency_code=currency_code)
+        account = (await self._read(lambda: self._balances.GetBalance(request, timeout=self._timeout_s))).account
+        return {
+            "currency_code": account.currency_code,
+            "balance_minor": account.balance_minor,
+            "held_minor": account.held_minor,
+            "available_minor": account.balance_minor - account.held_minor,
+        }

@@ -1,0 +1,62 @@
+"""Settings of the gateway, read from GATEWAY_* variables."""
+
+from dataclasses import dataclass
+
+from mesh.settings import SettingsError, setting
+
+#: Least length of an HMAC secret: the output size of SHA-256 (RFC 7518, section 3.2).
+_SECRET_BYTES_MIN = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every bound of the gateway; all are per process."""
+
+    purchase_target: str = setting("gRPC target of the Purchase Service")
+    inventory_target: str = setting("gRPC target of the Inventory Service")
+    balance_target: str = setting("gRPC target of the Balance Service")
+    listen: str = setting("host:port to serve HTTP on", default="127.0.0.1:7080")
+    jwt_secret: str = setting("secret of HS256 tokens, at least 32 bytes", default="", secret=True)
+    jwks_file: str = setting("JSON Web Key Set with the public keys of EdDSA tokens", default="")
+    tokens_cache_max: int = setting("verified tokens remembered", default=65_536, minimum=1, maximum=1_000_000)
+
+    batch_max: int = setting("most purchases of one call", default=250, minimum=1, maximum=1000)
+    in_flight_max: int = setting("most calls to the Purchase Service at once", default=4, minimum=1, maximum=64)
+    queue_min: int = setting("requests that may always wait", default=500, minimum=1, maximum=100_000)
+    queue_max: int = setting("most requests that wait, however fast they are served", default=8000, minimum=1)
+    queue_wait_ms: int = setting("longest wait that is promised to a request", default=500, minimum=10, maximum=5000)
+    rate_initial_per_s: float = setting("purchases/s assumed before any was measured", default=8000.0, minimum=1.0)
+    purchase_timeout_ms: int = setting("deadline of a call that buys", default=2000, minimum=10, maximum=30_000)
+    read_timeout_ms: int = setting("deadline of a call that reads", default=2000, minimum=10, maximum=30_000)
+
+    user_rate_per_s: float = setting("purchases/s of one user", default=5.0, minimum=0.01)
+    user_burst: int = setting("purchases a user may send at once", default=10, minimum=1)
+    users_max: int = setting("users whose rate is remembered", default=100_000, minimum=1)
+
+    sales_max: int = setting("sales followed at once", default=64, minimum=1, maximum=10_000)
+    fingerprints_max: int = setting("fingerprints kept of one sale", default=1_000_000, minimum=1)
+    reads_max: int = setting("reads under way at once", default=256, minimum=1)
+    waits_max: int = setting("long polls at once", default=2000, minimum=1)
+    streams_max: int = setting("stock streams at once", default=1000, minimum=1)
+    stream_s: float = setting("longest life of a stock stream", default=60.0, minimum=0.1, maximum=3600.0)
+
+    connections_max: int = setting("connections served at once; further ones wait", default=16_384, minimum=1)
+    backlog: int = setting("connections the kernel may hold for us", default=8192, minimum=128)
+    grace_s: float = setting("time for requests under way when the process stops", default=5.0, minimum=0.0)
+
+    def __post_init__(self) -> None:
+        """Checks the rules that span fields."""
+        if bool(self.jwt_secret) == bool(self.jwks_file):
+            raise SettingsError("GATEWAY_JWT_SECRET, GATEWAY_JWKS_FILE: exactly one of the two must be set")
+        if self.jwt_secret and len(self.jwt_secret.encode()) < _SECRET_BYTES_MIN:
+            raise SettingsError(f"GATEWAY_JWT_SECRET: shorter than {_SECRET_BYTES_MIN} bytes")
+        if self.queue_min > self.queue_max:
+            raise SettingsError(f"GATEWAY_QUEUE_MIN: {self.queue_min} is above GATEWAY_QUEUE_MAX ({self.queue_max})")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on. Raises SettingsError for anything but host:port."""
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+            raise SettingsError(f"GATEWAY_LISTEN: {self.listen!r} is not host:port")
+        return host.strip("[]"), int(port)

@@ -1,0 +1,89 @@
+"""What is known of a sale's stock from its WatchStock stream, and when that is enough to say "sold out"."""
+
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory
+
+from mesh.identity import fingerprint
+
+#: A reading older than this is no longer acted upon, s: the stream sends one at least every 250 ms.
+READING_S_MAX = 1.0
+
+
+class SaleStock:
+    """The last reading of one sale, and who holds a unit, by fingerprint. Times are seconds of one monotonic clock.
+
+    At most ``fingerprints_max`` are kept. A sale with more of them is never called sold out here, for then a winner
+    could no longer be told from the others; its requests go to the services.
+
+    A request that was sent on is remembered for ``sent_s`` seconds, which must be longer than a call lives: its
+    repetition meanwhile is judged by the services, never by a reading that was made before it got its unit.
+    """
+
+    def __init__(self, sale_id: str, fingerprints_max: int, sent_s: float) -> None:
+        self.sale_id = sale_id
+        self.stock: inventory.Stock | None = None
+        #: When the last message with a reading came.
+        self.read_at = float("-inf")
+        #: Grows with each message that changed the reading.
+        self.version = 0
+        self._fingerprints_max = fingerprints_max
+        self._fingerprints: set[int] = set()
+        self._complete = False
+        self._sold_out_until = float("-inf")
+        self._sent_s = sent_s
+        #: Fingerprint -> when it is forgotten, the next to be forgotten first.
+        self._sent: dict[int, float] = {}
+
+    def apply(self, message: inventory.WatchStockResponse, now: float) -> None:
+        """Takes in the next message of the stream."""
+        if message.fingerprints_reset:
+            self._fingerprints.clear()
+            self._complete = True
+        self._fingerprints.difference_update(message.fingerprints_removed)
+        if self._complete:
+            self._fingerprints.update(message.fingerprints_added)
+            if len(self._fingerprints) > self._fingerprints_max:
+                # Stays so until the stream begins anew: what has been dropped cannot be known again.
+                self._fingerprints.clear()
+                self._complete = False
+        reading = message.stock if message.HasField("stock") else None
+        if reading != self.stock:
+            self.version += 1
+        self.stock = reading
+        if reading is None:
+            self.read_at = self._sold_out_until = float("-inf")
+            return
+        self.read_at = now
+        empty = reading.open and reading.available == 0 and self._complete
+        self._sold_out_until = now + READING_S_MAX if empty else float("-inf")
+
+    def lapse(self) -> None:
+        """Forgets the reading: the stream has ended, and the next one begins with everything anew."""
+        if self.stock is not None:
+            self.version += 1
+        self.stock = None
+        self._complete = False
+        self._fingerprints.clear()
+        self.read_at = self._sold_out_until = float("-inf")
+
+    def fresh_stock(self, now: float) -> inventory.Stock | None:
+        """The reading, if it is not older than READING_S_MAX."""
+        return self.stock if now < self.read_at + READING_S_MAX else None
+
+    def is_sold_out_for(self, request_id: str, now: float) -> bool:
+        """Whether a request can be refused at the door: nothing is available now, and it is none that holds a unit or
+        is on its way to one."""
+        if now >= self._sold_out_until:
+            return False
+        mark = fingerprint(request_id)
+        return mark not in self._fingerprints and mark not in self._sent
+
+    def is_sold_out_for_queued(self, mark: int, now: float) -> bool:
+        """The same for a request of fingerprint ``mark`` that waits and has not been sent on."""
+        return now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent
+
+    def note_sent(self, mark: int, now: float) -> None:
+        """Notes that the request of this fingerprint goes to the services now."""
+        while self._sent and self._sent[next(iter(self._sent))] <= now:
+            del self._sent[next(iter(self._sent))]
+        self._sent.pop(mark, None)
+        self._sent[mark] = now + self._sent_s
