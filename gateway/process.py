@@ -2,10 +2,9 @@
 
 import asyncio
 import gc
-import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +40,39 @@ log = get_logger(__name__)
 _HEAD_BYTES_MAX = 32 * 1024
 #: How long a connection may be idle or take to send a request's head, ms.
 _HEAD_TIMEOUT_MS = 60_000
+#: How long the server may take to listen, s.
+_START_S_MAX = 5.0
 #: A request is remembered as sent for so much longer than its call may take, s.
 _SENT_MARGIN_S = 3.0
 
 
-class HttpServer:
-    """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive. Start it, ask its port, stop it."""
+@contextmanager
+def reserved_port(settings: Settings) -> Iterator[int]:
+    """Holds the port to listen on, so that Granian can have it and nobody else. Raises SettingsError when it is taken.
 
-    def __init__(self, app: App, settings: Settings) -> None:
-        host, port = settings.address
+    Granian itself shares a port with whoever has it already (SO_REUSEPORT): a gateway left over would go on answering
+    half of the requests.
+    """
+    host, port = settings.address
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            raise SettingsError(f"GATEWAY_LISTEN: cannot listen on {settings.listen}: {error.strerror}") from error
+        # From now on shared, with Granian.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield held.getsockname()[1]
+
+
+class HttpServer:
+    """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive."""
+
+    def __init__(self, app: App, settings: Settings, port: int) -> None:
+        self._address = (settings.address[0], port)
         self._server = Server(
             app,
-            address="127.0.0.1" if host == "localhost" else host,
+            address=settings.address[0],
             port=port,
             interface=Interfaces.RSGI,
             http=HTTPModes.http1,
@@ -68,17 +88,23 @@ class HttpServer:
         )
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
-        """Listens; the port. Raises SettingsError when the address cannot be had."""
+    async def start(self) -> None:
+        """Begins to listen; returns when it does."""
         self._running = asyncio.get_running_loop().create_task(self._server.serve(), name="http server")
-        # serve() binds before it first waits.
-        await asyncio.sleep(0)
-        if self._running.done():
-            error = self._running.exception()
-            raise SettingsError(f"GATEWAY_LISTEN: cannot listen: {error}") from error
-        with socket.socket(fileno=os.dup(self._server._sfd)) as listening:  # type: ignore[arg-type]
-            port: int = listening.getsockname()[1]
-        return port
+        async with asyncio.timeout(_START_S_MAX):
+            while not await self._answers():
+                if self._running.done():
+                    self._running.result()
+                    raise RuntimeError("the HTTP server ended by itself")
+                await asyncio.sleep(0.005)
+
+    async def _answers(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection(*self._address)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        return True
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more connections and gives requests under way ``grace_s`` seconds."""
@@ -160,8 +186,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await parts.upstream.check()
         background.start(parts.upstream.watch(), "watch the purchase service")
         background.start(parts.buying.refuse_overdue(), "refuse what has waited too long")
-        server = HttpServer(app, settings)
-        port = await server.start()
+        with reserved_port(settings) as port:
+            server = HttpServer(app, settings, port)
+            await server.start()
         try:
             log.info("serving", listen=settings.listen, port=port)
             yield Running(port, app, parts, background.crashed)

@@ -59,4 +59,4 @@ class Settings:
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
             raise SettingsError(f"GATEWAY_LISTEN: {self.listen!r} is not host:port")
-        return host.strip("[]"), int(port)
+        return "127.0.0.1" if host == "localhost" else host.strip("[]"), int(port)
