@@ -1,0 +1,153 @@
+"""Wiring of the settlement worker."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mesh import migrations
+from mesh.channels import open_channel
+from mesh.logs import configure_logs, get_logger
+from mesh.postgres import open_pool
+from mesh.server import GrpcServer, stop_signal
+from mesh.settings import read_settings
+from purchase_svc.abandoned import AbandonedSearch
+from purchase_svc.pacing import Pace, TokenBucket
+from purchase_svc.purchase import PARTITIONS
+from purchase_svc.purchase_book import MIGRATIONS_FOLDER
+from purchase_svc.settlement import Settlement
+from purchase_svc.settlement_book import SettlementBook
+from purchase_svc.settlement_lane import Lane
+from purchase_svc.settlement_publisher import SettlementPublisher
+from purchase_svc.settlement_services import SettlementServices
+from purchase_svc.settlement_settings import PREFIX, SettlementSettings
+from purchase_svc.settlement_worker import SettlementWorker
+from purchase_svc.sweep_book import SweepBook
+from purchase_svc.sweeper import Sweeper, SweepTimes
+
+log = get_logger(__name__)
+
+_SUMMARY_INTERVAL_S = 5.0
+#: The sweeper and the notes of retries never wait behind lanes for a connection.
+_SWEEP_POOL_SIZE = 2
+
+
+@dataclass(frozen=True)
+class Running:
+    """A settlement worker at work."""
+
+    #: gRPC port bound; health only.
+    port: int
+    settlement: Settlement
+    worker: SettlementWorker
+    sweeper: Sweeper
+    #: Set when a task that must run for ever has ended; the error is the result.
+    failed: "asyncio.Future[BaseException]"
+
+
+async def _summarize(settlement: Settlement) -> None:
+    """Logs every few seconds what was settled since."""
+    before: Counter[str] = Counter()
+    while True:
+        await asyncio.sleep(_SUMMARY_INTERVAL_S)
+        now = settlement.tally.copy()
+        if now != before:
+            log.info("settled", interval_s=_SUMMARY_INTERVAL_S, **dict(sorted((now - before).items())))
+        before = now
+
+
+def _start(work: Coroutine[Any, Any, None], failed: "asyncio.Future[BaseException]", name: str) -> "asyncio.Task[None]":
+    """Starts a task that is to run until it is stopped; if it breaks, ``failed`` gets the error."""
+
+    def ended(task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not failed.done():
+            log.error("a task broke", task=name, exc_info=error)
+            failed.set_result(error)
+
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
+
+
+async def _end(stop: Callable[[], None], task: "asyncio.Task[None]", grace_s: float) -> None:
+    """Lets a task end by itself for ``grace_s`` seconds, then cancels it."""
+    stop()
+    _, late = await asyncio.wait([task], timeout=grace_s)
+    if late:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _stale_after_s(settings: SettlementSettings, pace: Pace) -> float:
+    """The time without a sign of life after which a purchase may count as lost, seconds.
+
+    At a slow pace a partition waits longer for its next turn: at most one batch of every partition's, taken twice.
+    """
+    return max(settings.stale_after_ms / 1000, 2 * PARTITIONS * pace.batch_max / pace.rate_per_s)
+
+
+@asynccontextmanager
+async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]:
+    """Settles and sweeps until left; then ends the batches under way and gives the partitions back.
+
+    Starts while RabbitMQ, inventory or balance are away. Raises SettingsError on an unmigrated database.
+    """
+    await migrations.require_migrated(settings.database_url, MIGRATIONS_FOLDER)
+    failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    pace = Pace(settings.rate_per_s, settings.burst)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(settings.database_url, name="settle", size=settings.pool_size))
+        sweep_pool = await stack.enter_async_context(
+            open_pool(settings.database_url, name="sweep", size=_SWEEP_POOL_SIZE)
+        )
+        inventory, balance = open_channel(settings.inventory_target), open_channel(settings.balance_target)
+        stack.push_async_callback(inventory.close)
+        stack.push_async_callback(balance.close)
+        services = SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
+        publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="settlement retries"))
+
+        book, retry_book = SettlementBook(pool), SettlementBook(sweep_pool)
+        settlement = Settlement(book, services, TokenBucket(pool, pace), attempts_max=settings.attempts_max)
+        worker = SettlementWorker(
+            settings.amqp_url,
+            partial(Lane, settlement, retry_book, publisher),
+            lanes=settings.lanes,
+            grace_s=settings.grace_s,
+        )
+        sweep_book = SweepBook(sweep_pool)
+        sweeper = Sweeper(
+            retry_book,
+            sweep_book,
+            services,
+            publisher,
+            AbandonedSearch(sweep_book, services, min_age_ms=settings.abandoned_after_ms),
+            worker.ready_messages,
+            SweepTimes(
+                settings.sweep_interval_ms / 1000, settings.unqueued_after_ms / 1000, _stale_after_s(settings, pace)
+            ),
+        )
+        server = await stack.enter_async_context(GrpcServer(settings.listen, [], grace_s=1.0))
+        summary = _start(_summarize(settlement), failed, "summary")
+        stack.push_async_callback(_end, lambda: None, summary, 0)
+        stack.push_async_callback(_end, sweeper.stop, _start(sweeper.run(), failed, "sweeper"), settings.grace_s)
+        # The worker's own grace time ends its lanes; what is added is for leaving the broker.
+        work = _start(worker.run(), failed, "worker")
+        stack.push_async_callback(_end, worker.stop, work, settings.grace_s + 5.0)
+        await server.serving()
+        yield Running(server.port, settlement, worker, sweeper, failed)
+
+
+async def settle() -> None:
+    """The process: settles until SIGTERM or SIGINT. Raises what broke a task of it, so that it is started anew."""
+    configure_logs("settlement")
+    settings = read_settings(SettlementSettings, PREFIX)
+    stop = stop_signal()
+    async with running_settle(settings) as running:
+        running.failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+    if running.failed.done():
+        raise running.failed.result()

@@ -1,0 +1,180 @@
+"""Consumes the settlement partitions, as many as the broker gives this worker, and hands them to lanes.
+
+Each partition has a single active consumer: of several workers one gets it, and another when that one dies. All
+workers subscribe to all partitions, in random order, so that workers started together share them.
+A session is one connection with its consumers. Whatever breaks it (broker restart, a deleted queue, a lost channel)
+ends it as a whole and a new one begins, because self-restoring consumers do not always come back (aio-pika#231, #632);
+what was not acked is delivered again.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+
+from mesh.errors import DomainError
+from mesh.logs import get_logger
+from purchase_svc.settlement_lane import Delivery, Lane
+from purchase_svc.settlement_queue import PARTITIONS, declare, decode, queue_name
+
+log = get_logger(__name__)
+
+#: Seconds without a sign of life after which a peer counts as dead, and its partitions move on.
+_HEARTBEAT_S = 5
+_CONNECT_TIMEOUT_S = 5.0
+#: Declaring 20 quorum queues on a fresh broker takes seconds.
+_SUBSCRIBE_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 2.0
+_RECONNECT_PAUSE_S = 0.5
+#: Messages of one partition that a worker may have unacked: enough small ones to fill a batch.
+_PREFETCH = 16
+
+# aiormq raises RuntimeError for a channel or connection that closed under the call.
+_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+
+
+class LaneError(Exception):
+    """A lane ended by an error that should not be possible; the process is to be started anew."""
+
+
+class SettlementWorker:
+    """Settles what the queues hold until stopped. Partition p belongs to lane p mod ``lanes`` of a session."""
+
+    def __init__(self, url: str, new_lane: Callable[[], Lane], *, lanes: int, grace_s: float) -> None:
+        self._url = url
+        self._new_lane = new_lane
+        self._lanes = lanes
+        self._grace_s = grace_s
+        self._stopping = asyncio.Event()
+        self._connection: AbstractConnection | None = None
+
+    def stop(self) -> None:
+        """Ends ``run`` after the batches under way."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Works until stopped, session after session. Raises LaneError."""
+        while not self._stopping.is_set():
+            try:
+                await self._session()
+            except _BROKER_ERRORS as error:
+                log.warning("no session with the message broker", error=type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RECONNECT_PAUSE_S):
+                    await self._stopping.wait()
+
+    async def ready_messages(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Messages that wait in the partitions' queues and are given to nobody. Raises UNAVAILABLE."""
+        connection = self._connection
+        if connection is None:
+            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away")
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                channel = await connection.channel(publisher_confirms=False)
+                async with channel:
+                    queues = [await channel.declare_queue(queue_name(each), passive=True) for each in partitions]
+        except _BROKER_ERRORS as error:
+            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away") from error
+        counts = [queue.declaration_result.message_count or 0 for queue in queues]
+        return dict(zip(partitions, counts, strict=True))
+
+    async def _session(self) -> None:
+        connection = await aio_pika.connect(
+            self._url,
+            heartbeat=_HEARTBEAT_S,
+            timeout=_CONNECT_TIMEOUT_S,
+            client_properties={"connection_name": "settlement worker"},
+        )
+        lost = asyncio.Event()
+        connection.close_callbacks.add(lambda *_: lost.set())
+        lanes = [self._new_lane() for _ in range(self._lanes)]
+        tasks = [asyncio.get_running_loop().create_task(lane.run()) for lane in lanes]
+        try:
+            async with asyncio.timeout(_SUBSCRIBE_TIMEOUT_S):
+                channel = await connection.channel(publisher_confirms=False)
+                tags = await self._subscribe(channel, lanes, lost)
+            self._connection = connection
+            log.info("consuming", partitions=PARTITIONS, lanes=self._lanes)
+            await self._until_ended(lost, tasks)
+            if not lost.is_set():
+                await _unsubscribe(channel, tags)
+        finally:
+            self._connection = None
+            try:
+                await self._end_lanes(lanes, tasks)
+            finally:
+                with contextlib.suppress(*_BROKER_ERRORS):
+                    async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                        await connection.close()
+
+    async def _end_lanes(self, lanes: Sequence[Lane], tasks: Sequence["asyncio.Task[None]"]) -> None:
+        """Lets the batches under way finish, for at most the grace time."""
+        for lane in lanes:
+            lane.stop()
+        done, late = await asyncio.wait(tasks, timeout=self._grace_s)
+        if late:
+            log.warning("batches broken off", batches=len(late))
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise LaneError("a lane broke") from error
+
+    async def _subscribe(self, channel: AbstractChannel, lanes: Sequence[Lane], lost: asyncio.Event) -> dict[int, str]:
+        """Begins to consume every partition; the consumer tags by partition."""
+        channel.close_callbacks.add(lambda *_: lost.set())
+        underlay = await channel.get_underlay_channel()
+        # The broker ends a consumer whose queue is deleted; the next session declares it again.
+        underlay.on_consumer_cancel_callbacks.add(lambda _: lost.set())
+        await declare(channel)
+        await channel.set_qos(prefetch_count=_PREFETCH)
+        tags = {}
+        for each in random.sample(range(PARTITIONS), PARTITIONS):
+            queue = await channel.get_queue(queue_name(each), ensure=False)
+            deliver = partial(_deliver, partition=each, lane=lanes[each % len(lanes)], lost=lost)
+            tags[each] = await queue.consume(deliver)
+        return tags
+
+    async def _until_ended(self, lost: asyncio.Event, tasks: Sequence["asyncio.Task[None]"]) -> None:
+        """Waits until the session is lost, the worker is to stop, or a lane broke."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (lost, self._stopping)]
+        try:
+            await asyncio.wait([*waits, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+
+async def _unsubscribe(channel: AbstractChannel, tags: dict[int, str]) -> None:
+    """Takes no more messages, so that other workers get the partitions."""
+    with contextlib.suppress(*_BROKER_ERRORS):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            for each, tag in tags.items():
+                queue = await channel.get_queue(queue_name(each), ensure=False)
+                await queue.cancel(tag)
+
+
+async def _deliver(message: AbstractIncomingMessage, *, partition: int, lane: Lane, lost: asyncio.Event) -> None:
+    """Hands one message to its lane; what cannot be parsed goes to the dead letters."""
+    try:
+        ids = decode(message.body).purchase_ids
+    except ValueError as error:
+        log.error("a message that cannot be parsed", partition=partition, error=str(error), size=len(message.body))
+        await _answer(message.reject, lost, requeue=False)
+        return
+    lane.add(Delivery(partition, ids, partial(_answer, message.ack, lost)))
+
+
+async def _answer(send: Callable[..., Any], lost: asyncio.Event, **options: bool) -> None:
+    """Acks or rejects. If the channel is gone, the session ends and the message is delivered again."""
+    try:
+        await send(**options)
+    except _BROKER_ERRORS:
+        lost.set()

@@ -1,0 +1,95 @@
+"""Purchases in SQL as the sweeper sees them: what is unfinished, what is left to clean up, what is missing."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+
+from mesh.postgres import Connection, Pool, Queries, in_transaction
+from purchase_svc.purchase import Wish
+from purchase_svc.purchase_book import SQL_FOLDER, Terms
+
+_LEASE = "sweep"
+
+
+class SweepBook:
+    """The sweeper's view of purchases. Every method raises UNAVAILABLE when PostgreSQL is away; repeating is safe."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._queries = Queries(SQL_FOLDER)
+        self._holder = uuid.uuid4()
+
+    async def take_lease(self, ttl_s: float) -> bool:
+        """Whether this process is the one that sweeps, for the next ``ttl_s`` seconds."""
+        parameters = {"lease_name": _LEASE, "holder": self._holder, "ttl_s": ttl_s}
+        return bool(await self._fetch(self._queries.take_lease, parameters))
+
+    async def give_back_lease(self) -> None:
+        """Lets another process sweep at once."""
+        await self._execute(self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
+
+    async def list_unqueued(self, *, age_s: float, limit: int) -> list[tuple[uuid.UUID, int]]:
+        """Purchases, with their partitions, that are ``age_s`` seconds old and not known to have been queued."""
+        return await self._fetch(self._queries.list_unqueued, {"age_s": age_s, "limit": limit})
+
+    async def list_silent_partitions(self, *, stale_s: float) -> list[int]:
+        """Partitions with a purchase that has shown no sign of life for ``stale_s`` seconds, and no other claimed."""
+        return [row[0] for row in await self._fetch(self._queries.list_silent_partitions, {"stale_s": stale_s})]
+
+    async def list_lost(
+        self, *, stale_s: float, empty_partitions: Sequence[int], limit: int
+    ) -> list[tuple[uuid.UUID, int]]:
+        """Purchases, with their partitions, that are in no queue any more.
+
+        ``empty_partitions`` are silent ones in whose queue no message waits.
+        """
+        parameters = {"stale_s": stale_s, "empty_partitions": list(empty_partitions), "limit": limit}
+        return await self._fetch(self._queries.list_lost, parameters)
+
+    async def list_cleanups(self, *, age_s: float, limit: int) -> list[uuid.UUID]:
+        """Purchases that ended ``age_s`` seconds ago, whose reservation or hold may still be open; oldest first."""
+        return [row[0] for row in await self._fetch(self._queries.list_cleanups, {"age_s": age_s, "limit": limit})]
+
+    async def finish_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
+        """Notes that nothing of these is open any more."""
+        await self._execute(self._queries.finish_cleanups, {"purchase_ids": list(ids)})
+
+    async def postpone_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
+        """Puts these at the end of the line."""
+        await self._execute(self._queries.postpone_cleanups, {"purchase_ids": list(ids)})
+
+    async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Of these ids, those that no purchase has."""
+        return {row[0] for row in await self._fetch(self._queries.list_missing, {"purchase_ids": list(ids)})}
+
+    async def insert_abandoned(self, wishes: Sequence[Wish], terms: Terms) -> int:
+        """Records purchases that were never recorded as FAILED for ABANDONED, with cleanup pending.
+
+        All are of one sale. One that has been recorded meanwhile is left as it is. Returns how many are new.
+        """
+        parameters = {
+            "purchase_ids": [wish.purchase_id for wish in wishes],
+            "user_ids": [wish.user_id for wish in wishes],
+            "sale_ids": [wish.sale_id for wish in wishes],
+            "request_ids": [wish.request_id for wish in wishes],
+            "quantities": [wish.quantity for wish in wishes],
+            "amounts_minor": [wish.quantity * terms.price_minor for wish in wishes],
+            "currency_codes": [terms.currency_code] * len(wishes),
+            "partitions": [wish.partition for wish in wishes],
+            "reason": ErrorReason.ERROR_REASON_ABANDONED,
+        }
+        return len(await self._fetch(self._queries.insert_abandoned, parameters))
+
+    async def _fetch(self, query: Any, parameters: Mapping[str, Any]) -> list[Any]:
+        async def work(conn: Connection) -> list[Any]:
+            return await (await conn.execute(query, parameters)).fetchall()
+
+        return await in_transaction(self._pool, work)
+
+    async def _execute(self, query: Any, parameters: Mapping[str, Any]) -> None:
+        async def work(conn: Connection) -> None:
+            await conn.execute(query, parameters)
+
+        await in_transaction(self._pool, work)
