@@ -155,8 +155,8 @@ def test_a_purchase_between_its_steps_is_no_violation() -> None:
         look = with_purchase(right_look(), 1, state=state, reason="", update_s=NOW - 5)
         look = with_reservation(look, 1, state=reservation_state, share_numbers=numbers, create_s=NOW - 5)
         look = with_hold(look, 1, state=hold_state) if hold_state else replace(look, holds=look.holds[:1])
-        counts = {"available": 8, "reserved": reserved, "sold": 1 + sold, "total": 10}
-        look = with_sale(look, gate_after=Stock(**counts), book=Stock(**counts))
+        stock = Stock(8, reserved, 1 + sold, 10)
+        look = with_sale(look, gate_after=stock, book=stock)
         # The gate follows SQL a moment later.
         look = with_sale(look, gate_before=Stock(9, 0, 1, 10))
         assert check(look) == [], state

@@ -1,0 +1,132 @@
+"""What a sale came to: the figures of reports/sale.json, and which promises it broke, in words. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.audit_data import Look
+from bench.load_plan import LoadResults, first_latencies
+from bench.percentiles import percentile
+from bench.sale_follow import Following
+from bench.seeding import Seeded
+from mesh.identity import purchase_id
+
+
+@dataclass(frozen=True)
+class SaleEnd:
+    """Everything that is known after a sale."""
+
+    seeded: Seeded
+    load: LoadResults
+    now: Following
+    missing: str
+    """What was not over when the time was up, or ""."""
+    balance_rate_max_per_s: int
+    look: Look
+    audit_violations: Sequence[str]
+
+
+def figures(end: SaleEnd) -> dict[str, Any]:
+    """The content of reports/sale.json: times in seconds or milliseconds as the names say, all else counts."""
+    buyers, latencies = end.load.buyers, first_latencies(end.load.buyers)
+    return {
+        "users": len(end.seeded.buyers),
+        "shares": end.seeded.shares,
+        "answered": len(latencies),
+        "accepted": sum(1 for item in buyers if item.status == 202),
+        "sold_out": sum(1 for item in buyers if item.status == 409 and item.reason == "SOLD_OUT"),
+        "shed_429": end.load.shed_429,
+        "errors": end.load.errors,
+        "burst_wall_s": round(end.load.burst_wall_s, 3),
+        "p50_ms": round(percentile(latencies, 50), 1),
+        "p99_ms": round(percentile(latencies, 99), 1),
+        "max_ms": round(percentile(latencies, 100), 1),
+        "accepted_p99_ms": round(percentile(first_latencies(buyers, 202), 99), 1),
+        "accepted_first_wave": sum(1 for item in buyers if item.first_status == 202),
+        "confirmed": end.now.confirmed,
+        "failed": end.now.failed_by_reason(),
+        "settle_wall_s": round(end.now.settle_wall_s, 3),
+        "balance_rate_max_per_s": end.balance_rate_max_per_s,
+        "audit_violations": list(end.audit_violations),
+    }
+
+
+def broken_promises(end: SaleEnd) -> list[str]:
+    """Each promise the sale broke, in words; empty when all is well."""
+    told = figures(end)
+    broken = [f"the sale was {end.missing}"] if end.missing else []
+    if told["answered"] != told["users"]:
+        broken.append(f"{told['users'] - told['answered']:,} of {told['users']:,} users were never answered")
+    if told["errors"]:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(end.load.error_kinds.items()))
+        broken.append(f"{told['errors']:,} errors: {kinds}")
+    other = sum(1 for item in end.load.buyers if item.status == 409 and item.reason != "SOLD_OUT")
+    if other:
+        reasons = sorted({item.reason for item in end.load.buyers if item.status == 409})
+        broken.append(f"{other:,} users were refused for another reason than SOLD_OUT: {', '.join(reasons)}")
+    if told["confirmed"] != end.seeded.confirmed_expected:
+        broken.append(
+            f"{told['confirmed']:,} shares were sold, but {end.seeded.confirmed_expected:,} should have been"
+            f" ({end.seeded.shares:,} shares, {end.seeded.funded:,} users who can pay)"
+        )
+    if end.now.dead_letters > 0:
+        broken.append(f"{end.now.dead_letters} messages lie in the dead-letter queue")
+    broken += _wrong_purchases(end)
+    broken += _wrong_charges(end)
+    if end.audit_violations:
+        broken.append(f"the audit found {len(end.audit_violations)} violations")
+    return broken
+
+
+def _wrong_purchases(end: SaleEnd) -> list[str]:
+    """Whether each 202 was for the buyer's own purchase, and is a purchase in the books."""
+    accepted = {}
+    others = 0
+    for buyer, result in zip(end.seeded.buyers, end.load.buyers, strict=True):
+        if result.status == 202:
+            own = str(purchase_id(buyer.user_id, end.seeded.sale_id, buyer.request_id))
+            accepted[own] = buyer.user_id
+            others += result.purchase_id != own
+    broken = [f"{others} accepted users were told another purchase than their own"] if others else []
+    recorded = {item.purchase_id for item in end.look.purchases if item.sale_id == end.seeded.sale_id}
+    if missing := len(accepted.keys() - recorded):
+        broken.append(f"{missing} accepted purchases are not in the books")
+    if unasked := len(recorded - accepted.keys()):
+        broken.append(f"{unasked} purchases are in the books whose buyers were never told 202")
+    return broken
+
+
+def _wrong_charges(end: SaleEnd) -> list[str]:
+    """Whether exactly those who got a share were charged, and exactly its price."""
+    expected = dict(end.seeded.funds_minor)
+    for item in end.look.purchases:
+        if item.sale_id == end.seeded.sale_id and item.state == "CONFIRMED":
+            expected[item.user_id] = expected.get(item.user_id, 0) - end.seeded.price_minor * item.quantity
+    found = {item.user_id: item.balance_minor for item in end.look.accounts if item.user_id in expected}
+    wrong = [user for user, amount in expected.items() if found.get(user) != amount]
+    if not wrong:
+        return []
+    first = wrong[0]
+    return [
+        f"{len(wrong)} users were charged wrongly, {first} has {found.get(first)} cents instead of {expected[first]}"
+    ]
+
+
+def summary_lines(end: SaleEnd, rate_per_s: float) -> list[str]:
+    """The figures in words, for people."""
+    told = figures(end)
+    failed = ", ".join(f"{count:,} {reason}" for reason, count in told["failed"].items()) or "none"
+    second = told["accepted"] - told["accepted_first_wave"]
+    answers_per_s = told["answered"] / told["burst_wall_s"] if told["burst_wall_s"] else 0.0
+    under = "under" if told["max_ms"] < 1000 else "not under"
+    return [
+        f"{told['answered']:,} of {told['users']:,} users answered in {told['burst_wall_s']:.2f} s"
+        f" ({answers_per_s:,.0f}/s); {told['shed_429']:,} attempts shed with 429, {told['errors']:,} errors",
+        f"from a user's first send to the answer: p50 {told['p50_ms']:.0f} ms, p99 {told['p99_ms']:.0f} ms,"
+        f" max {told['max_ms']:.0f} ms: everybody {under} a second",
+        f"accepted {told['accepted']:,} ({told['accepted_first_wave']:,} in the burst, {second:,} when stock returned),"
+        f" p99 of the accepted {told['accepted_p99_ms']:.0f} ms; sold out {told['sold_out']:,}",
+        f"confirmed {told['confirmed']:,} of {told['shares']:,} shares; failed: {failed}",
+        f"settled in {told['settle_wall_s']:.1f} s; the Balance Service saw at most {told['balance_rate_max_per_s']:,}"
+        f" purchases within a second (asked for: {rate_per_s:g}/s)",
+    ]
