@@ -42,7 +42,14 @@ class _BatchColumnDumper(ListDumper):
     instead of 2 us an element, a third of a batch's whole cost). Leaves any other list to it."""
 
     def dump(self, obj: list[Any]) -> Buffer | None:
-        if not obj or not _PLAIN_TYPES.issuperset(map(type, obj)):
+        kinds = set(map(type, obj))
+        if kinds == {int}:
+            return f"{{{str(obj)[1:-1]}}}".encode()
+        if kinds == {str}:
+            text = '","'.join(obj)
+            if text.count('"') == 2 * (len(obj) - 1) and "\\" not in text:
+                return f'{{"{text}"}}'.encode()
+        if not obj or not _PLAIN_TYPES.issuperset(kinds):
             return super().dump(obj)
         return f"{{{','.join(map(_array_element, obj))}}}".encode()
 
