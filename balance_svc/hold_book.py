@@ -1,7 +1,7 @@
 """Holds in SQL: batches placed, captured, released, reversed and expired, one transaction each."""
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from balance_svc import bookkeeping
@@ -88,12 +88,12 @@ class HoldBook:
         batch = HoldBatch(accounts, map(hold_from_row, rows), now)
         decisions = decide(batch)
         changes = batch.changes()
-        await self._write(conn, changes)
+        await self._write(conn, changes, now)
         await bookkeeping.write_entries(conn, self._queries, changes.entries, now)
         await bookkeeping.write_accounts(conn, self._queries, changes.accounts)
         return decisions
 
-    async def _write(self, conn: Connection, changes: HoldChanges) -> None:
+    async def _write(self, conn: Connection, changes: HoldChanges, now: datetime) -> None:
         if changes.inserted:
             holds = changes.inserted
             columns = {
@@ -104,9 +104,8 @@ class HoldBook:
                 "beneficiaries": [hold.request.beneficiary for hold in holds],
                 "states": [hold.state.value for hold in holds],
                 "refusal_reasons": [bookkeeping.refusal_name(hold.refusal_reason) for hold in holds],
-                "create_times": [hold.create_time for hold in holds],
-                "expire_times": [hold.expire_time for hold in holds],
-                "end_times": [hold.end_time for hold in holds],
+                "now": now,
+                "expire_time": now + self._ttl,
             }
             bookkeeping.require_rows(await conn.execute(self._queries.insert_holds, columns), len(holds))
         if changes.updated:
@@ -114,6 +113,6 @@ class HoldBook:
                 "hold_ids": [before.hold_id for before, _ in changes.updated],
                 "states_before": [before.state.value for before, _ in changes.updated],
                 "states": [after.state.value for _, after in changes.updated],
-                "end_times": [after.end_time for _, after in changes.updated],
+                "now": now,
             }
             bookkeeping.require_rows(await conn.execute(self._queries.update_holds, columns), len(changes.updated))

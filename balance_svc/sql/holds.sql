@@ -15,20 +15,20 @@ FOR UPDATE
 INSERT INTO holds (hold_id, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason,
                    create_time, expire_time, end_time)
 SELECT hold_id, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason,
-       create_time, expire_time, end_time
+       %(now)s::timestamptz,
+       CASE WHEN state = 'HELD' THEN %(expire_time)s::timestamptz END,
+       CASE WHEN state <> 'HELD' THEN %(now)s::timestamptz END
 FROM unnest(%(hold_ids)s::uuid[], %(user_ids)s::text[], %(currency_codes)s::text[], %(amounts)s::bigint[],
-            %(beneficiaries)s::text[], %(states)s::text[], %(refusal_reasons)s::text[],
-            %(create_times)s::timestamptz[], %(expire_times)s::timestamptz[], %(end_times)s::timestamptz[])
-    AS new (hold_id, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason,
-            create_time, expire_time, end_time)
+            %(beneficiaries)s::text[], %(states)s::text[], %(refusal_reasons)s::text[])
+    AS new (hold_id, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason)
 ORDER BY hold_id
 
 -- name: update_holds
--- Conditional on the state the decision was made from; the caller requires that every row was changed.
+-- Conditional on the state the decision was made from; the caller requires that every row was changed. The end time is
+-- when a hold left HELD, and stays.
 UPDATE holds AS h
-SET state = new.state, end_time = new.end_time
-FROM unnest(%(hold_ids)s::uuid[], %(states_before)s::text[], %(states)s::text[], %(end_times)s::timestamptz[])
-    AS new (hold_id, state_before, state, end_time)
+SET state = new.state, end_time = coalesce(h.end_time, %(now)s::timestamptz)
+FROM unnest(%(hold_ids)s::uuid[], %(states_before)s::text[], %(states)s::text[]) AS new (hold_id, state_before, state)
 WHERE h.hold_id = new.hold_id AND h.state = new.state_before
 
 -- name: read_overdue_holds

@@ -52,10 +52,11 @@ CREATE TABLE ledger_entries (
     amount_minor   bigint NOT NULL CHECK (amount_minor <> 0),
     currency_code  text COLLATE "C" NOT NULL,
     kind           text COLLATE "C" NOT NULL CHECK (kind IN ('DEPOSIT', 'WITHDRAWAL', 'CAPTURE', 'REVERSAL')),
-    create_time    timestamptz NOT NULL,
-    -- The last judge: no transfer is booked twice on an account, whatever the program does.
-    CONSTRAINT ledger_entries_once UNIQUE (transfer_id, account)
+    create_time    timestamptz NOT NULL
 );
+
+-- The last judge: a transfer takes money once, whatever the program does. One side is enough, the other comes with it.
+CREATE UNIQUE INDEX ledger_entries_once ON ledger_entries (transfer_id) WHERE amount_minor < 0;
 
 CREATE INDEX ledger_entries_by_account ON ledger_entries (account, entry_id);
 
