@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import aio_pika
 import pytest
@@ -14,14 +14,7 @@ from mesh.errors import DomainError
 from purchase_svc import settlement_queue
 from purchase_svc.settlement_publisher import SettlementPublisher
 from tests.support.servers import Servers
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
-    """Waits until the condition holds; fails when it does not in time."""
-    deadline = time.monotonic() + within_s
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.05)
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
