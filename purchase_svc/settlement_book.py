@@ -22,7 +22,7 @@ class SettlementBook:
 
         From here on no cancel can win.
         """
-        rows = await self._fetch(self._queries.claim_purchases, {"purchase_ids": list(ids)})
+        rows = await self._fetch(self._queries.claim_purchases, {"purchase_ids": list(map(str, ids))})
         return [Claimed(*row) for row in rows]
 
     async def finish(self, endings: Sequence[Ending]) -> None:
@@ -30,7 +30,7 @@ class SettlementBook:
         if not endings:
             return
         parameters = {
-            "purchase_ids": [ending.purchase_id for ending in endings],
+            "purchase_ids": [str(ending.purchase_id) for ending in endings],
             "states": [ending.state.value for ending in endings],
             "reasons": [ending.reason for ending in endings],
             # Arrays of different lengths cannot travel as an array of arrays.
@@ -40,7 +40,7 @@ class SettlementBook:
 
     async def mark_requeued(self, ids: Sequence[uuid.UUID], delay_s: float = 0.0) -> None:
         """Notes that a message with these reaches its partition ``delay_s`` seconds from now."""
-        await self._execute(self._queries.mark_requeued, {"purchase_ids": list(ids), "delay_s": delay_s})
+        await self._execute(self._queries.mark_requeued, {"purchase_ids": list(map(str, ids)), "delay_s": delay_s})
 
     async def _fetch(self, query: Any, parameters: Mapping[str, Any]) -> list[Any]:
         async def work(conn: Connection) -> list[Any]:

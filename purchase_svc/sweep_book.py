@@ -54,15 +54,15 @@ class SweepBook:
 
     async def finish_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
         """Notes that nothing of these is open any more."""
-        await self._execute(self._queries.finish_cleanups, {"purchase_ids": list(ids)})
+        await self._execute(self._queries.finish_cleanups, {"purchase_ids": list(map(str, ids))})
 
     async def postpone_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
         """Puts these at the end of the line."""
-        await self._execute(self._queries.postpone_cleanups, {"purchase_ids": list(ids)})
+        await self._execute(self._queries.postpone_cleanups, {"purchase_ids": list(map(str, ids))})
 
     async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Of these ids, those that no purchase has."""
-        return {row[0] for row in await self._fetch(self._queries.list_missing, {"purchase_ids": list(ids)})}
+        return {row[0] for row in await self._fetch(self._queries.list_missing, {"purchase_ids": list(map(str, ids))})}
 
     async def insert_abandoned(self, wishes: Sequence[Wish], terms: Terms) -> int:
         """Records purchases that were never recorded as FAILED for ABANDONED, with cleanup pending.
@@ -70,7 +70,7 @@ class SweepBook:
         All are of one sale. One that has been recorded meanwhile is left as it is. Returns how many are new.
         """
         parameters = {
-            "purchase_ids": [wish.purchase_id for wish in wishes],
+            "purchase_ids": [str(wish.purchase_id) for wish in wishes],
             "user_ids": [wish.user_id for wish in wishes],
             "sale_ids": [wish.sale_id for wish in wishes],
             "request_ids": [wish.request_id for wish in wishes],
