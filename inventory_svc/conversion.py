@@ -1,0 +1,141 @@
+"""Between the contract's messages and the domain: what comes in is checked, what goes out is said in its terms."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from flashsale.common.v1.money_pb2 import Money
+from flashsale.inventory.v1 import inventory_service_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from inventory_svc.sale import Reservation, ReservationState, Sale, SaleTerms, Stock, Wish
+from mesh.errors import invalid_argument
+from mesh.validation import Violations, canonical_uuid, is_name
+
+_BATCH_MAX = 1_000
+_TOTAL_MAX = 10_000_000
+_PRICE_MINOR_MAX = 1_000_000_000
+_NAME_LENGTH_MAX = 200
+_PER_PURCHASE_MAX = 1_000
+
+
+def require_batch(field: str, count: int) -> None:
+    """Raises INVALID_ARGUMENT unless a batch has 1 to 1,000 items."""
+    if not 0 < count <= _BATCH_MAX:
+        raise invalid_argument((field, f"must have 1 to {_BATCH_MAX} items, has {count}"))
+
+
+def sale_id_of(text: str) -> str:
+    """A sale id in canonical form. Raises INVALID_ARGUMENT."""
+    violations = Violations()
+    sale_id = violations.uuid("sale_id", text)
+    violations.raise_if_any()
+    return sale_id
+
+
+def page_size_of(asked: int, *, default: int, most: int) -> int:
+    """How many to return; 0 means the default. Raises INVALID_ARGUMENT when negative."""
+    if asked < 0:
+        raise invalid_argument(("page_size", "must not be negative"))
+    return min(asked or default, most)
+
+
+def terms_of(request: pb.CreateSaleRequest) -> SaleTerms:
+    """The terms asked for, limits of 0 as they are. Raises INVALID_ARGUMENT that names every wrong field."""
+    violations = Violations()
+    violations.name("request_id", request.request_id)
+    name = request.display_name
+    if not (0 < len(name) <= _NAME_LENGTH_MAX and name.isprintable() and name == name.strip()):
+        violations.add("display_name", f"must be 1 to {_NAME_LENGTH_MAX} printable characters")
+    violations.integer("unit_price.amount_minor", request.unit_price.amount_minor, 1, _PRICE_MINOR_MAX)
+    violations.currency("unit_price.currency_code", request.unit_price.currency_code)
+    violations.integer("total", request.total, 1, _TOTAL_MAX)
+    violations.integer("per_user_limit", request.per_user_limit, 0, _TOTAL_MAX)
+    violations.integer("per_purchase_limit", request.per_purchase_limit, 0, _PER_PURCHASE_MAX)
+    violations.raise_if_any()
+    return SaleTerms(
+        display_name=name,
+        unit_price_minor=request.unit_price.amount_minor,
+        currency_code=request.unit_price.currency_code,
+        total=request.total,
+        per_user_limit=request.per_user_limit,
+        per_purchase_limit=request.per_purchase_limit,
+    )
+
+
+def wish_of_item(item: pb.ReserveItem) -> Wish | None:
+    """The wish of an item, or None when it is malformed."""
+    reservation_id, sale_id = canonical_uuid(item.reservation_id), canonical_uuid(item.sale_id)
+    if reservation_id is None or sale_id is None or item.quantity < 1:
+        return None
+    user_id, request_id = item.user_id, item.request_id
+    if not (is_name(user_id) and is_name(request_id)):
+        return None
+    return Wish(reservation_id, sale_id, user_id, request_id, item.quantity)
+
+
+def state_of_filter(state: int) -> ReservationState | None:
+    """The state a list is filtered by, or None for any. Raises INVALID_ARGUMENT for a number that is no state."""
+    if state == pb.ReservationState.RESERVATION_STATE_UNSPECIFIED:
+        return None
+    if state not in pb.ReservationState.values():
+        raise invalid_argument(("state", f"{state} is no state"))
+    return ReservationState(pb.ReservationState.Name(state).removeprefix("RESERVATION_STATE_"))  # type: ignore[arg-type]
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """A time as protobuf has it."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def price_message(terms: SaleTerms) -> Money:
+    """The price of one unit."""
+    return Money(amount_minor=terms.unit_price_minor, currency_code=terms.currency_code)
+
+
+def sale_message(sale: Sale) -> pb.Sale:
+    """A sale."""
+    terms = sale.terms
+    return pb.Sale(
+        sale_id=sale.sale_id,
+        display_name=terms.display_name,
+        unit_price=price_message(terms),
+        total=terms.total,
+        per_user_limit=terms.per_user_limit,
+        per_purchase_limit=terms.per_purchase_limit,
+        state=pb.SaleState.Value(f"SALE_STATE_{sale.state}"),
+        create_time=timestamp(sale.create_time),
+    )
+
+
+def stock_message(stock: Stock) -> pb.Stock:
+    """A reading of the stock."""
+    return pb.Stock(
+        sale_id=stock.sale_id,
+        available=stock.available,
+        reserved=stock.reserved,
+        sold=stock.sold,
+        total=stock.total,
+        epoch=stock.epoch,
+        open=stock.open,
+    )
+
+
+def reservation_message(reservation: Reservation) -> pb.Reservation:
+    """A reservation."""
+    return pb.Reservation(
+        reservation_id=reservation.reservation_id,
+        sale_id=reservation.sale_id,
+        user_id=reservation.user_id,
+        request_id=reservation.request_id,
+        quantity=reservation.quantity,
+        state=pb.ReservationState.Value(f"RESERVATION_STATE_{reservation.state}"),
+        share_numbers=reservation.share_numbers,
+        create_time=timestamp(reservation.create_time),
+    )
+
+
+def canonical_ids(texts: Sequence[str]) -> list[str | None]:
+    """Each id in canonical form, or None where it is none."""
+    return [canonical_uuid(text) for text in texts]

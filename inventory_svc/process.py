@@ -1,0 +1,158 @@
+"""Wires the inventory service together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from inventory_svc.gate_moves import GateMoves
+from inventory_svc.grant_proofs import GrantProofs
+from inventory_svc.reaper import Reaper
+from inventory_svc.recalibration import Recalibrator
+from inventory_svc.reservation_book import ReservationBook
+from inventory_svc.reserving import Reserving
+from inventory_svc.sale_book import MIGRATIONS, SaleBook
+from inventory_svc.servicer import InventoryServicer
+from inventory_svc.settings import PREFIX, MigrationSettings, Settings
+from inventory_svc.stock_gate import StockGate
+from inventory_svc.stock_watch import StockWatch
+from mesh import migrations
+from mesh.logs import configure_logs, get_logger
+from mesh.postgres import Pool, open_pool
+from mesh.redis_pool import open_redis
+from mesh.server import GrpcServer, stop_signal
+from mesh.settings import read_settings
+
+log = get_logger(__name__)
+
+#: SQL connections of the background work, which so never waits behind calls, nor they behind it.
+_BACKGROUND_CONNECTIONS = 3
+
+
+class Supervised:
+    """Tasks that run as long as the service; ``crash`` ends, with what was raised, as soon as one of them ends."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+        self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs ``work``, which is never meant to end."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        error = task.exception() or RuntimeError(f"{task.get_name()} ended")
+        log.critical("a background task failed", task=task.get_name(), exc_info=error)
+        if not self._crash.done():
+            self._crash.set_exception(error)
+
+    async def crash(self) -> None:
+        """Waits until a task ends and raises what it raised."""
+        await asyncio.shield(self._crash)
+
+    async def stop(self) -> None:
+        """Cancels all tasks and waits for their end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._crash.done():
+            self._crash.exception()
+        else:
+            self._crash.cancel()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service at work: the port of its gRPC server, and its background tasks, which end only by a fault."""
+
+    port: int
+    supervised: Supervised
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Serves until left. Raises SettingsError for an address it cannot listen on or a database that is not migrated."""
+    await migrations.require_migrated(settings.database_url, MIGRATIONS)
+    async with (
+        open_pool(settings.database_url, name="inventory", size=settings.sql_connections) as pool,
+        open_pool(settings.database_url, name="inventory-background", size=_BACKGROUND_CONNECTIONS) as background,
+        open_redis(settings.redis_url, connections_max=settings.redis_connections) as redis,
+        _serving(settings, pool, background, StockGate(redis)) as service,
+    ):
+        yield service
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, pool: Pool, background: Pool, gate: StockGate) -> AsyncIterator[Running]:
+    def in_service(sale_id: str, available: int) -> None:
+        watch.hint(sale_id, available)
+        left_over.soon()
+
+    sales, book = SaleBook(pool), ReservationBook(pool)
+    # The background work has books of its own, on connections of its own.
+    quiet_sales, quiet_book = SaleBook(background), ReservationBook(background)
+    recalibrator = Recalibrator(
+        gate, quiet_sales, background, lease_ms=settings.calibration_lease_ms, in_service=in_service
+    )
+    stale = recalibrator.report
+    watch = StockWatch(gate, watchers_max=settings.watchers_max, stale=stale)
+    moves = GateMoves(gate, sales, book, changed=watch.hint, stale=stale)
+    left_over = GateMoves(gate, quiet_sales, quiet_book, changed=watch.hint, stale=stale)
+    proofs = GrantProofs(gate)
+    reserving = Reserving(gate, sales, book, proofs, changed=watch.hint, stale=stale)
+    reaper = Reaper(gate, quiet_sales, quiet_book, grant_age_max_ms=settings.grant_age_max_ms, changed=watch.hint)
+    servicer = InventoryServicer(
+        gate=gate,
+        sales=sales,
+        book=book,
+        reserving=reserving,
+        moves=moves,
+        recalibrator=recalibrator,
+        watch=watch,
+    )
+    supervised = Supervised()
+    supervised.start("recalibration watch", recalibrator.watch(period_ms=settings.watchdog_period_ms))
+    supervised.start("gate moves", left_over.repeat(period_ms=settings.moves_period_ms))
+    supervised.start("reaper", reaper.run(period_ms=settings.reaper_period_ms))
+    supervised.start("grant proofs", proofs.run())
+    supervised.start("stock watch", watch.failure())
+    try:
+        async with GrpcServer(
+            settings.listen, [servicer.registration()], calls_max=settings.calls_max, grace_s=settings.drain_s
+        ) as server:
+            await server.serving()
+            try:
+                yield Running(server.port, supervised)
+            finally:
+                # Streams never end by themselves, so they would use up the time that calls get.
+                await watch.close()
+        await recalibrator.drain(most_s=settings.drain_s)
+    finally:
+        await supervised.stop()
+
+
+async def serve() -> None:
+    """The process ``serve``: serves until SIGTERM, or until a background task fails, which ends it with an error."""
+    settings = read_settings(Settings, PREFIX)
+    configure_logs("inventory")
+    stop = stop_signal()
+    async with running(settings) as service:
+        stopping = asyncio.create_task(stop.wait())
+        crashing = asyncio.create_task(service.supervised.crash())
+        await asyncio.wait({stopping, crashing}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if crashing.done():
+            crashing.result()
+        crashing.cancel()
+
+
+async def migrate() -> None:
+    """The process ``migrate``: brings the database to this program's schema."""
+    settings = read_settings(MigrationSettings, PREFIX)
+    configure_logs("inventory")
+    log.info("migrated", applied=await migrations.migrate(settings.database_url, MIGRATIONS))

@@ -1,0 +1,227 @@
+"""InventoryService on gRPC: checks what clients send, calls the domain, answers in the contract's terms."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.inventory.v1 import inventory_service_pb2 as pb
+from flashsale.inventory.v1 import inventory_service_pb2_grpc
+
+from inventory_svc import conversion
+from inventory_svc.gate_moves import GateMoves
+from inventory_svc.page_token import id_of_token, time_and_id_of_token, token_of
+from inventory_svc.recalibration import Recalibrator
+from inventory_svc.reservation_book import ReservationBook
+from inventory_svc.reserving import Reserving
+from inventory_svc.sale import Sale, SaleState, changes_state, with_defaults
+from inventory_svc.sale_book import SaleBook
+from inventory_svc.stock_gate import StockGate
+from inventory_svc.stock_watch import StockWatch
+from mesh.errors import DomainError, invalid_argument
+from mesh.logs import get_logger
+from mesh.server import Registration
+
+log = get_logger(__name__)
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
+_INVALID = ErrorReason.ERROR_REASON_INVALID_ARGUMENT
+
+
+class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
+    """Implements the contract; each RPC's effect and errors are described there."""
+
+    def __init__(
+        self,
+        *,
+        gate: StockGate,
+        sales: SaleBook,
+        book: ReservationBook,
+        reserving: Reserving,
+        moves: GateMoves,
+        recalibrator: Recalibrator,
+        watch: StockWatch,
+    ) -> None:
+        self._gate = gate
+        self._sales = sales
+        self._book = book
+        self._reserving = reserving
+        self._moves = moves
+        self._recalibrator = recalibrator
+        self._watch = watch
+
+    def registration(self) -> Registration:
+        """What ``mesh.server.GrpcServer`` registers."""
+        return (
+            _SERVICE,
+            lambda server: inventory_service_pb2_grpc.add_InventoryServiceServicer_to_server(self, server),
+        )
+
+    async def CreateSale(self, request: pb.CreateSaleRequest, context: Any) -> pb.CreateSaleResponse:
+        """Creates a sale and its gate."""
+        terms = with_defaults(conversion.terms_of(request))
+        sale = await self._sales.create(request.request_id, terms)
+        await self._bring_into_service(sale.sale_id)
+        return pb.CreateSaleResponse(sale=conversion.sale_message(sale))
+
+    async def GetSale(self, request: pb.GetSaleRequest, context: Any) -> pb.GetSaleResponse:
+        """Reads a sale."""
+        sale = await self._sales.get(conversion.sale_id_of(request.sale_id))
+        return pb.GetSaleResponse(sale=conversion.sale_message(sale))
+
+    async def ListSales(self, request: pb.ListSalesRequest, context: Any) -> pb.ListSalesResponse:
+        """Lists sales, newest first."""
+        size = conversion.page_size_of(request.page_size, default=100, most=1_000)
+        found = await self._sales.page(size + 1, time_and_id_of_token(request.page_token))
+        sales, more = found[:size], found[size:]
+        token = token_of(sales[-1].create_time.isoformat(), sales[-1].sale_id) if more else ""
+        return pb.ListSalesResponse(sales=[conversion.sale_message(sale) for sale in sales], next_page_token=token)
+
+    async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
+        """Opens a sale."""
+        return pb.OpenSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.OPEN)))
+
+    async def PauseSale(self, request: pb.PauseSaleRequest, context: Any) -> pb.PauseSaleResponse:
+        """Pauses a sale."""
+        return pb.PauseSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.PAUSED)))
+
+    async def CloseSale(self, request: pb.CloseSaleRequest, context: Any) -> pb.CloseSaleResponse:
+        """Closes a sale for good."""
+        return pb.CloseSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.CLOSED)))
+
+    async def _change(self, sale_id_text: str, wanted: SaleState) -> Sale:
+        sale_id = conversion.sale_id_of(sale_id_text)
+        # Looked at first without a lock, so that a request that changes nothing does not stop the gate.
+        before = await self._sales.get(sale_id)
+        if not changes_state(before.state, wanted):
+            return before
+        # Stopped first: under a storm of reservations the change would wait long for its turn at the fence.
+        await self._recalibrator.stop_gate(sale_id)
+        try:
+            sale, _ = await self._sales.change_state(sale_id, wanted)
+        finally:
+            await self._bring_into_service(sale_id)
+        return sale
+
+    async def _bring_into_service(self, sale_id: str) -> None:
+        """Lets the gate follow what SQL says. When that does not work now, it stays shut and the watch goes on."""
+        try:
+            await self._recalibrator.recalibrate(sale_id)
+        except DomainError as error:
+            log.warning("the gate follows later", sale_id=sale_id, reason=error.reason_name)
+            self._recalibrator.report(sale_id)
+
+    async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:
+        """Reads the stock from the gate or from the book."""
+        sale_id = conversion.sale_id_of(request.sale_id)
+        if request.source not in pb.StockSource.values():
+            raise invalid_argument(("source", f"{request.source} is no source"))
+        if request.source == pb.StockSource.STOCK_SOURCE_BOOK:
+            return pb.GetStockResponse(stock=conversion.stock_message(await self._book.stock(sale_id)))
+        await self._sales.terms(sale_id)
+        try:
+            stock = await self._gate.read(sale_id)
+        except DomainError as error:
+            if error.reason == ErrorReason.ERROR_REASON_STOCK_RECALIBRATING:
+                self._recalibrator.report(sale_id)
+            raise
+        return pb.GetStockResponse(stock=conversion.stock_message(stock))
+
+    async def WatchStock(self, request: pb.WatchStockRequest, context: Any) -> AsyncIterator[pb.WatchStockResponse]:
+        """Streams the stock."""
+        sale_id = conversion.sale_id_of(request.sale_id)
+        await self._sales.terms(sale_id)
+        async for update in self._watch.watch(sale_id, with_fingerprints=request.include_fingerprints):
+            yield pb.WatchStockResponse(
+                stock=None if update.stock is None else conversion.stock_message(update.stock),
+                fingerprints_reset=update.reset,
+                fingerprints_added=update.added,
+                fingerprints_removed=update.removed,
+            )
+
+    async def BatchReserveShares(
+        self, request: pb.BatchReserveSharesRequest, context: Any
+    ) -> pb.BatchReserveSharesResponse:
+        """Reserves units."""
+        conversion.require_batch("items", len(request.items))
+        wishes = [conversion.wish_of_item(item) for item in request.items]
+        done = await self._reserving.reserve([wish for wish in wishes if wish is not None])
+        reasons = iter(done.reasons)
+        return pb.BatchReserveSharesResponse(
+            outcomes=[
+                pb.ReserveOutcome(
+                    reservation_id=item.reservation_id,
+                    reason=_INVALID if wish is None else next(reasons),  # type: ignore[arg-type]
+                )
+                for item, wish in zip(request.items, wishes, strict=True)
+            ],
+            sale_terms=[
+                pb.SaleTerms(sale_id=sale_id, unit_price=conversion.price_message(terms))
+                for sale_id, terms in done.terms.items()
+            ],
+        )
+
+    async def BatchConfirmReservations(
+        self, request: pb.BatchConfirmReservationsRequest, context: Any
+    ) -> pb.BatchConfirmReservationsResponse:
+        """Sells reservations."""
+        conversion.require_batch("reservation_ids", len(request.reservation_ids))
+        ids = conversion.canonical_ids(request.reservation_ids)
+        known = [key for key in ids if key is not None]
+        confirmed, moves = await self._book.confirm(known) if known else ({}, [])
+        await self._moves.follow(moves)
+        outcomes = []
+        for text, key in zip(request.reservation_ids, ids, strict=True):
+            if key is None:
+                outcomes.append(pb.ConfirmOutcome(reservation_id=text, reason=_INVALID))
+            else:
+                found = confirmed[key]
+                outcomes.append(
+                    pb.ConfirmOutcome(
+                        reservation_id=text,
+                        reason=found.reason,  # type: ignore[arg-type]
+                        share_numbers=found.share_numbers,
+                    )
+                )
+        return pb.BatchConfirmReservationsResponse(outcomes=outcomes)
+
+    async def BatchReleaseReservations(
+        self, request: pb.BatchReleaseReservationsRequest, context: Any
+    ) -> pb.BatchReleaseReservationsResponse:
+        """Gives units back."""
+        conversion.require_batch("reservation_ids", len(request.reservation_ids))
+        ids = conversion.canonical_ids(request.reservation_ids)
+        known = [key for key in ids if key is not None]
+        reasons, moves = await self._book.release(known, revoke_sold=request.revoke_sold) if known else ({}, [])
+        await self._moves.follow(moves)
+        return pb.BatchReleaseReservationsResponse(
+            outcomes=[
+                pb.ReleaseOutcome(
+                    reservation_id=text,
+                    reason=_INVALID if key is None else reasons[key],  # type: ignore[arg-type]
+                )
+                for text, key in zip(request.reservation_ids, ids, strict=True)
+            ]
+        )
+
+    async def ListReservations(self, request: pb.ListReservationsRequest, context: Any) -> pb.ListReservationsResponse:
+        """Lists reservations of a sale."""
+        sale_id = conversion.sale_id_of(request.sale_id)
+        if request.min_age_ms < 0:
+            raise invalid_argument(("min_age_ms", "must not be negative"))
+        size = conversion.page_size_of(request.page_size, default=1_000, most=10_000)
+        state = conversion.state_of_filter(request.state)
+        after_id = id_of_token(request.page_token)
+        await self._sales.terms(sale_id)
+        found = await self._book.page(
+            sale_id, state=state, min_age_ms=request.min_age_ms, size=size + 1, after_id=after_id
+        )
+        shown, more = found[:size], found[size:]
+        return pb.ListReservationsResponse(
+            reservations=[conversion.reservation_message(reservation) for reservation in shown],
+            next_page_token=token_of(shown[-1].reservation_id) if more else "",
+        )
+
+    async def RecalibrateSale(self, request: pb.RecalibrateSaleRequest, context: Any) -> pb.RecalibrateSaleResponse:
+        """Rebuilds a sale's gate."""
+        stock = await self._recalibrator.recalibrate(conversion.sale_id_of(request.sale_id))
+        return pb.RecalibrateSaleResponse(stock=conversion.stock_message(stock))
