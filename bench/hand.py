@@ -1,14 +1,15 @@
 """What a person needs to buy a share by hand.
 
 `python -m bench.hand token USER` prints a token and nothing else; `account USER EUR` puts money on an account;
-`new-sale [SHARES] [PRICE]` opens a sale (SHARES and PRICE may also be set in the environment) and prints the curl lines.
+`new-sale [SHARES] [PRICE]` opens a sale and prints the curl lines (SHARES and PRICE may also be set in the
+environment).
 """
 
 import os
 import re
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import uvloop
 from flashsale.balance.v1 import balance_service_pb2 as balance
@@ -92,24 +93,27 @@ curl -sN {gateway}/v1/sales/{sale_id}/stock/stream
 """
 
 
-async def run(arguments: Sequence[str], values: Mapping[str, str]) -> str:
-    """Carries out a command; what to print. Raises UsageError, SeedingError or DomainError."""
+async def run(arguments: Sequence[str], load: Callable[[], Mapping[str, str]]) -> str:
+    """Carries out a command on the stack whose environment ``load`` gives; what to print.
+
+    Raises UsageError, SeedingError or DomainError, and what ``load`` raises.
+    """
     match list(arguments):
         case ["token", user_id]:
-            return token(values, user_id)
+            return token(load(), user_id)
         case ["account", user_id, eur]:
-            return await account(values, user_id, eur)
+            return await account(load(), user_id, eur)
         case ["new-sale", *rest] if len(rest) <= 2:
             wanted = [*rest, *[""] * (2 - len(rest))]
             shares = wanted[0] or os.environ.get("SHARES") or _SHARES_DEFAULT
-            return await new_sale(values, shares, wanted[1] or os.environ.get("PRICE") or _PRICE_DEFAULT)
+            return await new_sale(load(), shares, wanted[1] or os.environ.get("PRICE") or _PRICE_DEFAULT)
     raise UsageError(_USAGE.rstrip())
 
 
 def main() -> int:
     """Exit code 2 for a wrong call, 1 when the stack is not up or refuses."""
     try:
-        sys.stdout.write(uvloop.run(run(sys.argv[1:], environment.load())))
+        sys.stdout.write(uvloop.run(run(sys.argv[1:], environment.load)))
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,0 +1,169 @@
+"""The load generator buys like a person: one request at a time, patient after 429, always with the same key."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bench.burst import STOCK_MARGIN, Burst
+from bench.http_answers import AnswerError, cut_answer, facts_of, retry_delay_ms
+from bench.load_plan import Buyer, LoadPlan, first_latencies
+
+#: (status, body, more head lines), or None to break the connection off.
+Reply = tuple[int, dict[str, object], str] | None
+Script = Callable[[str, int], Reply]
+
+
+def rendered(reply: tuple[int, dict[str, object], str]) -> bytes:
+    status, content, more = reply
+    body = json.dumps(content).encode()
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+
+
+@asynccontextmanager
+async def scripted_gateway(script: Script) -> AsyncIterator[tuple[int, Counter[str]]]:
+    """A server that answers each key's n-th attempt (from 1) as ``script`` says; its port, and attempts by key."""
+    attempts: Counter[str] = Counter()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(14)
+                match = re.search(rb"Idempotency-Key: (\S+)", head)
+                assert match
+                key = match[1].decode()
+                attempts[key] += 1
+                reply = script(key, attempts[key])
+                if reply is None:
+                    return
+                writer.write(rendered(reply))
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], attempts
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def started(port: int, users: int, connections: int, attempts_max: int = 20) -> AsyncIterator[Burst]:
+    buyers = [Buyer(f"u{number}", "token", f"key-{number}") for number in range(users)]
+    burst = Burst(LoadPlan("127.0.0.1", port, "/v1/sales/x/purchases", "", buyers, connections, attempts_max))
+    await burst.connect()
+    burst.start()
+    try:
+        async with asyncio.timeout(10):
+            await burst.first_wave_over.wait()
+        yield burst
+    finally:
+        await burst.close()
+
+
+def accepted(key: str) -> Reply:
+    return 202, {"purchase_id": f"id-of-{key}"}, ""
+
+
+SOLD_OUT: Reply = (409, {"reason": "SOLD_OUT"}, "")
+
+
+async def test_every_user_gets_the_answer_to_its_own_request() -> None:
+    script: Script = lambda key, _: accepted(key)  # noqa: E731
+    async with scripted_gateway(script) as (port, attempts), started(port, users=500, connections=20) as burst:
+        results = burst.results()
+    assert [item.purchase_id for item in results.buyers] == [f"id-of-key-{number}" for number in range(500)]
+    assert {item.first_status for item in results.buyers} == {202}
+    assert results.errors == results.shed_429 == 0
+    assert set(attempts.values()) == {1}
+    assert 0 < max(item.latency_ms for item in results.buyers) / 1000 <= results.burst_wall_s
+
+
+async def test_after_429_the_same_key_returns_when_its_delay_is_over() -> None:
+    shed: Reply = (429, {"reason": "OVERLOADED", "retry_after_ms": 120}, "Retry-After: 1\r\n")
+    script: Script = lambda key, attempt: accepted(key) if attempt == 3 else shed  # noqa: E731
+    async with scripted_gateway(script) as (port, attempts), started(port, users=30, connections=5) as burst:
+        results = burst.results()
+    assert set(attempts.values()) == {3}
+    assert results.shed_429 == 60
+    assert results.errors == 0
+    assert min(first_latencies(results.buyers)) >= 240
+
+
+async def test_503_and_a_broken_connection_are_errors_and_are_tried_again() -> None:
+    def script(key: str, attempt: int) -> Reply:
+        broken: Reply = None if key == "key-1" else (503, {"reason": "UNAVAILABLE", "retry_after_ms": 10}, "")
+        return broken if attempt == 1 else accepted(key)
+
+    async with scripted_gateway(script) as (port, _), started(port, users=4, connections=2) as burst:
+        results = burst.results()
+    assert [item.first_status for item in results.buyers] == [202] * 4
+    assert results.errors == 4
+    assert results.error_kinds == {"503 UNAVAILABLE": 3, "connection lost before the answer": 1}
+
+
+async def test_anything_but_202_and_409_is_no_answer() -> None:
+    script: Script = lambda *_: (401, {"reason": "UNAUTHENTICATED"}, "")  # noqa: E731
+    async with scripted_gateway(script) as (port, _), started(port, users=3, connections=3) as burst:
+        assert burst.progress().answered == 0
+        assert burst.results().error_kinds == {"401 UNAUTHENTICATED": 3}
+
+
+async def test_attempts_are_bounded() -> None:
+    script: Script = lambda *_: (429, {"reason": "OVERLOADED", "retry_after_ms": 1}, "")  # noqa: E731
+    async with scripted_gateway(script) as (port, attempts), started(port, 3, 3, attempts_max=5) as burst:
+        assert burst.progress().answered == 0
+        assert burst.results().error_kinds == {"attempts exhausted": 3}
+    assert set(attempts.values()) == {5}
+
+
+async def test_the_refused_try_again_only_as_many_as_there_is_stock() -> None:
+    stock = 0
+    winners: set[str] = set()
+
+    def script(key: str, attempt: int) -> Reply:
+        if key not in winners and len(winners) >= stock:
+            return SOLD_OUT
+        winners.add(key)
+        return accepted(key)
+
+    async with scripted_gateway(script) as (port, attempts), started(port, users=100, connections=10) as burst:
+        assert burst.progress().hoping == 100
+        stock = 3
+        burst.on_stock(3)
+        burst.on_stock(3)
+        await burst.quiet(5)
+        results = burst.results()
+        assert burst.progress().in_flight == 0
+        assert burst.progress().hoping == 97
+    assert sum(attempts.values()) == 100 + 3 + STOCK_MARGIN
+    assert len(winners) == 3
+    assert Counter(item.first_reason for item in results.buyers) == {"SOLD_OUT": 100}
+    assert sum(item.status == 202 for item in results.buyers) == 3
+
+
+def test_an_answer_is_cut_however_it_is_split() -> None:
+    whole = rendered((429, {"reason": "OVERLOADED"}, "Retry-After: 2\r\nConnection: close\r\n"))
+    for cut in range(len(whole)):
+        assert cut_answer(whole[:cut]) is None
+    answer = cut_answer(whole + b"rest")
+    assert answer is not None
+    assert (answer.status, answer.rest, answer.closes) == (429, b"rest", True)
+    assert retry_delay_ms(answer, facts_of(answer.body)) == 2000
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 70_000])
+def test_what_is_no_answer_is_refused(data: bytes) -> None:
+    with pytest.raises(AnswerError):
+        cut_answer(data)
+
+
+def test_a_body_that_is_no_object_has_no_facts() -> None:
+    assert facts_of(b"<html>").reason == facts_of(b"[]").reason == ""
