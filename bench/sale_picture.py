@@ -18,13 +18,12 @@ _BINS = 60
 
 def _answers(axes: Axes, end: SaleEnd) -> None:
     """First answers by kind over the burst, from each buyer's own clock: exact, not sampled."""
+    burst_s = end.load.burst_wall_s
     for status, label, colour in ((202, "accepted (202)", _GREEN), (409, "sold out (409)", _GREY)):
         times = sorted(item.answered_at_s for item in end.load.buyers if item.first_status == status)
         if times:
-            axes.step(
-                [0.0, *times], range(len(times) + 1), where="post", label=f"{label}: {len(times):,}", color=colour
-            )
-    burst_s = end.load.burst_wall_s
+            counts = [*range(len(times) + 1), len(times)]
+            axes.step([0.0, *times, burst_s], counts, where="post", label=f"{label}: {len(times):,}", color=colour)
     shed = [(item.at_s, item.shed_429) for item in end.now.samples if item.at_s <= burst_s * 1.1 + 0.1]
     if end.load.shed_429:
         axes.plot(*zip((0.0, 0), *shed, strict=True), label=f"shed (429), attempts: {end.load.shed_429:,}", color=_RED)
@@ -34,14 +33,14 @@ def _answers(axes: Axes, end: SaleEnd) -> None:
     axes.set_xlim(0, max(burst_s * 1.05, 0.1))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(_THOUSANDS)
-    axes.legend(loc="center right")
+    axes.legend(loc="upper left")
 
 
 def _stock(axes: Axes, end: SaleEnd) -> None:
     samples = end.now.samples
     times = [item.at_s for item in samples]
     axes.plot(times, [item.available for item in samples], label="on sale", color=_BLUE)
-    axes.plot(times, [item.reserved for item in samples], label="reserved", color=_ORANGE)
+    axes.plot(times, [item.reserved for item in samples], label="reserved, being settled", color=_ORANGE)
     axes.plot(times, [item.sold for item in samples], label="sold", color=_GREEN)
     axes.plot(times, [item.settled for item in samples], label="purchases settled", color="black", linestyle="--")
     rate = end.balance_rate_max_per_s

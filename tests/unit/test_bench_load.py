@@ -110,7 +110,8 @@ async def test_503_and_a_broken_connection_are_errors_and_are_tried_again() -> N
 
 
 async def test_anything_but_202_and_409_is_no_answer() -> None:
-    script: Script = lambda *_: (401, {"reason": "UNAUTHENTICATED"}, "")  # noqa: E731
+    refused: Reply = (401, {"reason": "UNAUTHENTICATED"}, "")
+    script: Script = lambda *_: refused  # noqa: E731
     async with scripted_gateway(script) as (port, _), started(port, users=3, connections=3) as burst:
         assert burst.progress().answered == 0
         assert burst.results().error_kinds == {"401 UNAUTHENTICATED": 3}
