@@ -10,6 +10,8 @@ from mesh.errors import DomainError, invalid_argument
 
 PAGE_SIZE_DEFAULT = 1_000
 PAGE_SIZE_MAX = 10_000
+#: Longer than any token given out: two names of 128 characters each, four bytes to a character.
+_LENGTH_MAX = 4_096
 
 
 def page_size(asked: int) -> int:
@@ -32,9 +34,11 @@ def decode(token: str, listing: Sequence[str], parts: int) -> list[str] | None:
     """
     if not token:
         return None
+    if len(token) > _LENGTH_MAX:
+        raise wrong_token()
     try:
         content = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         raise wrong_token() from None
     if not isinstance(content, list) or len(content) != 2 or content[0] != list(listing):
         raise wrong_token()
