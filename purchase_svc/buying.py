@@ -31,6 +31,9 @@ BATCH_MAX = 500
 #: Calls with at least so many wishes are a batch by themselves; smaller ones are gathered with other callers'.
 DIRECT_MIN = 64
 
+#: Contents of one id that one batch tries before the rest of them is to come again.
+_CONTENTS_MAX = 3
+
 #: What a failed call to the Inventory Service may be passed on as; in all of them a repetition is right.
 _PASSED_ON = frozenset({_R.ERROR_REASON_OVERLOADED, _R.ERROR_REASON_UNAVAILABLE, _R.ERROR_REASON_STOCK_RECALIBRATING})
 
@@ -76,8 +79,9 @@ class Buying:
     async def buy(self, wishes: Sequence[Wish], timeout_s: float) -> list[Outcome]:
         """One outcome per wish, in order, within about ``timeout_s`` seconds. At most 1,000 wishes.
 
-        Wishes of the same id and contents get the same outcome; with other contents REQUEST_ID_REUSED. Reasons: those
-        of BatchReserveShares, and OVERLOADED, UNAVAILABLE or INTERNAL when a wish could not be decided.
+        Wishes of the same id and contents get the same outcome; with contents other than its purchase's an id gets
+        REQUEST_ID_REUSED. Reasons: those of BatchReserveShares, and OVERLOADED, UNAVAILABLE or INTERNAL when a wish
+        could not be decided.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         if self._direct + self._batcher.queued + len(wishes) > self._waiting_max:
@@ -122,26 +126,45 @@ class Buying:
             return [Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE) for wish in wishes]
 
     async def _buy_batch(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
-        distinct: dict[uuid.UUID, Wish] = {}
-        for wish in wishes:
-            distinct.setdefault(wish.purchase_id, wish)
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         except TimeoutError:
             return [Outcome(wish.purchase_id, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
         try:
-            outcomes = await self._decide(list(distinct.values()), deadline)
+            outcomes = await self._decide_all(wishes, deadline)
         finally:
             self._slots.release()
-        return [
-            outcomes[wish.purchase_id]
-            if wish.quantity == distinct[wish.purchase_id].quantity
-            else Outcome(wish.purchase_id, _R.ERROR_REASON_REQUEST_ID_REUSED)
-            for wish in wishes
-        ]
+        return [outcomes[wish.purchase_id, wish.quantity] for wish in wishes]
 
-    async def _decide(self, wishes: list[Wish], deadline: float) -> dict[uuid.UUID, Outcome]:
+    async def _decide_all(self, wishes: Sequence[Wish], deadline: float) -> dict[tuple[uuid.UUID, int], Outcome]:
+        """The outcome by id and quantity.
+
+        An id may come with several contents, perhaps from several callers. Only the purchase tells which of them is the
+        repetition, so those it cannot decide yet are decided one after the other.
+        """
+        outcomes: dict[tuple[uuid.UUID, int], Outcome] = {}
+        undecided = {(wish.purchase_id, wish.quantity): wish for wish in wishes}
+        for _ in range(_CONTENTS_MAX):
+            first = {wish.purchase_id: wish for wish in reversed(undecided.values())}
+            decided, known = await self._decide(list(first.values()), deadline)
+            for wish in first.values():
+                outcomes[wish.purchase_id, wish.quantity] = decided[wish.purchase_id]
+            undecided = {key: wish for key, wish in undecided.items() if key not in outcomes}
+            for key, wish in undecided.items():
+                if wish.purchase_id in known:
+                    outcomes[key] = decided_by_row(wish, known[wish.purchase_id])
+            undecided = {key: wish for key, wish in undecided.items() if key not in outcomes}
+            if not undecided:
+                break
+        for key, wish in undecided.items():
+            outcomes[key] = Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+        return outcomes
+
+    async def _decide(
+        self, wishes: list[Wish], deadline: float
+    ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
+        """The outcome of each wish, all of distinct ids, and the purchases that are known to exist."""
         reasons, terms = await self._reserve(wishes, deadline)
         reserved = [wish for wish, reason in zip(wishes, reasons, strict=True) if not reason]
         new: dict[uuid.UUID, Purchase] = {}
@@ -159,10 +182,11 @@ class Buying:
         except DomainError as error:
             log.warning("purchases could not be recorded", purchases=len(wishes), reason=error.reason_name)
             rows = None
-        return {
+        outcomes = {
             wish.purchase_id: self._outcome(wish, reason, new.get(wish.purchase_id), rows)
             for wish, reason in zip(wishes, reasons, strict=True)
         }
+        return outcomes, new | (rows or {})
 
     @staticmethod
     def _outcome(wish: Wish, reason: int, new: Purchase | None, rows: dict[uuid.UUID, Purchase] | None) -> Outcome:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -45,10 +46,18 @@ async def end(rig: PurchaseRig, purchase_id: str, state: str, changes: str) -> N
     )
 
 
-async def error_of(call: grpc.aio.UnaryUnaryCall) -> DomainError:  # type: ignore[type-arg]
+async def error_of(call: Any) -> DomainError:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return from_rpc_error(error.value)
+
+
+async def error_if_any(call: Any) -> DomainError | None:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error)
+    return None
 
 
 async def test_another_users_purchase_looks_as_if_it_were_not_there(rig: PurchaseRig) -> None:
@@ -101,14 +110,22 @@ async def test_of_a_cancel_and_a_claim_at_once_one_wins(rig: PurchaseRig) -> Non
         purchase_id = (await rig.buy(sale, f"user-{number}")).purchase_id
         cancel = rig.purchases.CancelPurchase(pb.CancelPurchaseRequest(purchase_id=purchase_id))
         claimed = asyncio.ensure_future(claim(rig, purchase_id))
-        (cancelled,) = await asyncio.gather(cancel, return_exceptions=True)
+        lost = await error_if_any(cancel)
         await claimed
         state = (await rig.purchases.GetPurchase(pb.GetPurchaseRequest(purchase_id=purchase_id))).purchase.state
-        if isinstance(cancelled, grpc.aio.AioRpcError):
-            assert from_rpc_error(cancelled).reason == _R.ERROR_REASON_PURCHASE_NOT_CANCELLABLE
-            assert state == pb.PURCHASE_STATE_SETTLING
-        else:
+        if lost is None:
             assert state == pb.PURCHASE_STATE_CANCELLED
+        else:
+            assert lost.reason == _R.ERROR_REASON_PURCHASE_NOT_CANCELLABLE
+            assert state == pb.PURCHASE_STATE_SETTLING
+
+
+async def last_of(watch: Any) -> pb.Purchase:
+    """The last purchase that a watch shows."""
+    last = pb.Purchase()
+    while (message := await watch.read()) != grpc.aio.EOF:
+        last = message.purchase
+    return last
 
 
 async def test_a_watch_shows_each_state_and_ends_after_the_final_one(rig: PurchaseRig) -> None:
@@ -139,9 +156,9 @@ async def test_many_watchers_of_many_purchases_all_see_the_end(rig: PurchaseRig)
     assert [first.purchase.purchase_id for first in firsts] == ids * 4
     for each in ids:
         await end(rig, each, "FAILED", "reason = 20")
-    lasts = [[each async for each in watch] for watch in watches]
-    assert [last[-1].purchase.purchase_id for last in lasts] == ids * 4
-    assert {last[-1].purchase.reason for last in lasts} == {_R.ERROR_REASON_INSUFFICIENT_FUNDS}
+    lasts = await asyncio.gather(*(last_of(watch) for watch in watches))
+    assert [last.purchase_id for last in lasts] == ids * 4
+    assert {last.reason for last in lasts} == {_R.ERROR_REASON_INSUFFICIENT_FUNDS}
 
     async def none_left() -> bool:
         return rig.running.watching.watches == 0

@@ -14,6 +14,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
 import inventory_svc.process
+import inventory_svc.sale_book
 import inventory_svc.settings
 from mesh import migrations
 from mesh.channels import open_channel
@@ -79,7 +80,7 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
         inventory_settings = inventory_svc.settings.Settings(
             database_url=servers.new_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
         )
-        await migrations.migrate(inventory_settings.database_url, inventory_svc.process.MIGRATIONS)
+        await migrations.migrate(inventory_settings.database_url, inventory_svc.sale_book.MIGRATIONS)
         inventory = await stack.enter_async_context(inventory_svc.process.running(inventory_settings))
         given = {
             "database_url": servers.new_database("purchase"),
