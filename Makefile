@@ -3,6 +3,8 @@
 .PHONY: help install sale test up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
+# The commands start processes; gRPC then only complains that it cannot follow them.
+export GRPC_ENABLE_FORK_SUPPORT := 0
 python := .venv/bin/python
 
 # Settings of `make sale`. RATE is in purchases/s; BURST the token bucket's size.

@@ -21,7 +21,7 @@ _NOT_PASSED_ON = ("_PORT", "_DATABASE_PASSWORD")
 _OWN_PREFIXES = {
     "inventory": ("INVENTORY_", "MESH_"),
     "balance": ("BALANCE_", "MESH_"),
-    "purchase": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
+    "purchase": ("PURCHASE_", "MESH_"),
     "settlement": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
     "gateway": ("GATEWAY_", "MESH_"),
 }
