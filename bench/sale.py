@@ -6,6 +6,7 @@ that the workers were started with). Writes reports/sale.json and reports/sale.p
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -138,6 +139,8 @@ async def run(settings: SaleSettings, values: Mapping[str, str]) -> int:
 
 def main() -> int:
     """The process."""
+    # The load generator is started while channels are open; gRPC would remark on that in the middle of the progress.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         settings = read_settings(SaleSettings, "")
         values = environment.load()
