@@ -298,7 +298,7 @@ async def _read_reply(reader: asyncio.StreamReader) -> Reply | None:
 @asynccontextmanager
 async def harness(**changes: Any) -> AsyncIterator[Harness]:
     """A gateway with these settings changed, and its services."""
-    purchases, inventories = Purchases(), Inventories()
+    purchases, inventories = Purchases(), Inventories()  # type: ignore[abstract]
     registrations = [
         (
             "flashsale.purchase.v1.PurchaseService",
@@ -310,7 +310,7 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
         ),
         (
             "flashsale.balance.v1.BalanceService",
-            lambda server: balance_grpc.add_BalanceServiceServicer_to_server(Balances(), server),
+            lambda server: balance_grpc.add_BalanceServiceServicer_to_server(Balances(), server),  # type: ignore[abstract]
         ),
     ]
     async with GrpcServer("127.0.0.1:0", registrations, grace_s=0.2) as server:
