@@ -129,11 +129,13 @@ async def test_while_the_broker_is_away_buying_goes_on_and_nothing_counts_as_que
     finally:
         await asyncio.to_thread(servers.start, "rabbitmq")
 
+    fresh = await rig.new_sale(total=1000)
+
     async def queued_again() -> bool:
-        fresh = await rig.new_sale()
-        await rig.buy(fresh)
-        await asyncio.sleep(0.2)
-        return await unqueued(rig, fresh) == 0
+        await rig.buy(fresh, uuid.uuid4().hex)
+        query = "SELECT count(queue_time) FROM purchases WHERE sale_id = %s"
+        queued: int = (await rig.sql(query, uuid.UUID(fresh)))[0][0]
+        return queued > 0
 
     await eventually(queued_again, within_s=30)
     assert await unqueued(rig, sale) == 501, "what was missed is the sweeper's"
