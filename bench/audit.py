@@ -89,7 +89,7 @@ def verdict_lines(findings: Findings) -> list[str]:
     told = figures(findings.look)
     for promise, meaning in PROMISES.items():
         broken = [item for item in findings.violations if item.promise == promise]
-        mark = f"BROKEN {len(broken)} times" if broken else "kept"
+        mark = f"BROKEN, {len(broken)} found" if broken else "kept"
         lines.append(f"{promise} {meaning}: {mark} ({told[promise]})")
         lines += [f"   {item.subject}: {item.detail}" for item in broken[:_SHOWN_MAX]]
         if len(broken) > _SHOWN_MAX:

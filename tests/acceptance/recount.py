@@ -1,0 +1,128 @@
+"""The promises I1 to I6 counted a second time, by other means than the audit's: SQL and Redis, read only, at rest."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+import redis
+
+
+class Recount:
+    """Looks into the three databases and Redis of a stack as their administrator."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._admin = environment["POSTGRES_ADMIN_URL"].rpartition("/")[0]
+        self.redis_url = environment["REDIS_URL"]
+
+    def database_url(self, database: str) -> str:
+        """The administrator's URL of a service's database."""
+        return f"{self._admin}/{database}"
+
+    def rows(self, database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query of one database gives."""
+        with psycopg.connect(self.database_url(database)) as conn:
+            conn.read_only = True
+            return conn.execute(query.encode(), parameters).fetchall()
+
+    def gate(self, sale_id: str) -> dict[str, str]:
+        """The fields of a sale's gate."""
+        with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
+            return dict(client.hgetall(f"inventory:{{{sale_id}}}:gate"))
+
+    def shares(self, sale_id: str, total: int) -> None:
+        """I1: every number of the sale is in range and has one owner, and the owner is sold."""
+        owned = self.rows(
+            "inventory",
+            "SELECT s.share_number, r.state, r.quantity FROM share_numbers s JOIN reservations r USING (reservation_id)"
+            " WHERE s.sale_id = %s",
+            sale_id,
+        )
+        numbers = [number for number, _, _ in owned]
+        assert len(numbers) == len(set(numbers)) <= total
+        assert all(1 <= number <= total for number in numbers)
+        assert {state for _, state, _ in owned} <= {"SOLD"}
+
+    def outcomes(self, sale_id: str) -> None:
+        """I2 and I4: shares and one capture, or neither; nothing unfinished."""
+        purchases = self.rows(
+            "purchase",
+            "SELECT purchase_id, user_id, state, quantity, amount_minor, share_numbers FROM purchases"
+            " WHERE sale_id = %s",
+            sale_id,
+        )
+        captures = dict(
+            self.rows(
+                "balance",
+                "SELECT transfer_id, array_agg(amount_minor) FROM ledger_entries WHERE account = %s GROUP BY 1",
+                f"sale:{sale_id}",
+            )
+        )
+        charges = dict(
+            self.rows(
+                "balance",
+                "SELECT transfer_id, account FROM ledger_entries WHERE kind = 'CAPTURE' AND amount_minor < 0",
+            )
+        )
+        owned = dict(
+            self.rows(
+                "inventory",
+                "SELECT reservation_id, array_agg(share_number ORDER BY share_number) FROM share_numbers"
+                " WHERE sale_id = %s AND reservation_id IS NOT NULL GROUP BY 1",
+                sale_id,
+            )
+        )
+        for purchase_id, user_id, state, quantity, amount, numbers in purchases:
+            assert state in ("CONFIRMED", "FAILED", "CANCELLED")
+            if state == "CONFIRMED":
+                assert captures.pop(str(purchase_id)) == [amount]
+                assert charges[str(purchase_id)] == f"user:{user_id}"
+                assert owned.pop(purchase_id) == numbers
+                assert len(numbers) == quantity
+            else:
+                assert numbers == []
+        assert captures == {}
+        assert owned == {}
+
+    def books(self) -> None:
+        """I3: the books of every currency sum to zero, and each account is the sum of its entries and holds."""
+        sums = self.rows("balance", "SELECT sum(amount_minor) FROM ledger_entries GROUP BY currency_code")
+        assert {int(total) for (total,) in sums} <= {0}
+        wrong = self.rows(
+            "balance",
+            """SELECT a.user_id FROM accounts a
+               LEFT JOIN (SELECT account, currency_code, sum(amount_minor) AS total FROM ledger_entries GROUP BY 1, 2) e
+                      ON e.account = 'user:' || a.user_id AND e.currency_code = a.currency_code
+               LEFT JOIN (SELECT user_id, currency_code, sum(amount_minor) AS total FROM holds
+                          WHERE state = 'HELD' GROUP BY 1, 2) h
+                      ON h.user_id = a.user_id AND h.currency_code = a.currency_code
+               WHERE a.balance_minor <> coalesce(e.total, 0) OR a.held_minor <> coalesce(h.total, 0)
+                  OR NOT (0 <= a.held_minor AND a.held_minor <= a.balance_minor)""",
+        )
+        assert wrong == []
+
+    def identity(self, sale_id: str) -> None:
+        """I5: one purchase for one (user, sale, request), under the UUIDv5 of the three."""
+        rows = self.rows(
+            "purchase",
+            "SELECT purchase_id, user_id, sale_id::text, request_id FROM purchases WHERE sale_id = %s",
+            sale_id,
+        )
+        namespace = uuid.UUID("6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a")
+        assert len({row[1:] for row in rows}) == len(rows)
+        for purchase_id, *parts in rows:
+            name = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+            assert purchase_id == uuid.uuid5(namespace, name.decode("ascii"))
+
+    def stock(self, sale_id: str, total: int) -> None:
+        """I6: at rest the gate's three counts, each counted anew from SQL, are the same and add up."""
+        (counted,) = self.rows(
+            "inventory",
+            "SELECT coalesce(sum(quantity) FILTER (WHERE state = 'RESERVED'), 0)::int,"
+            " coalesce(sum(quantity) FILTER (WHERE state = 'SOLD'), 0)::int FROM reservations WHERE sale_id = %s",
+            sale_id,
+        )
+        gate = self.gate(sale_id)
+        assert (int(gate["reserved"]), int(gate["sold"])) == counted
+        assert int(gate["available"]) == total - sum(counted)
+        assert int(gate["available"]) + int(gate["reserved"]) + int(gate["sold"]) == int(gate["total"]) == total
