@@ -2,11 +2,12 @@
 
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 from flashsale.balance.v1 import balance_service_pb2 as pb
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -16,7 +17,7 @@ import balance_svc
 from balance_svc.process import running
 from balance_svc.settings import Settings
 from mesh.channels import open_channel
-from mesh.errors import reason_name
+from mesh.errors import from_rpc_error, reason_name
 from mesh.migrations import migrate
 
 SQL = Path(balance_svc.__file__).parent / "sql"
@@ -55,6 +56,15 @@ def told(outcomes: Iterable[pb.HoldOutcome]) -> list[tuple[str, str]]:
         )
         for outcome in outcomes
     ]
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    """The name of the reason for which a call is refused; "" when it is not."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error).reason_name
+    return ""
 
 
 class BalanceClient:
