@@ -4,6 +4,7 @@ Meant for what the real services cannot be made to do at will: be slow, be overl
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -204,21 +205,32 @@ class Harness:
     inventories: Inventories
     server: GrpcServer
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    _opened: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def raw(self, octets: bytes, *, timeout_s: float = 10.0) -> bytes:
         """Sends octets on a connection of their own; everything that comes back until the gateway closes it, or until
         one whole answer has come."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.gateway.port)
-        try:
-            writer.write(octets)
-            async with asyncio.timeout(timeout_s):
-                reply = await _read_reply(reader)
-            return b"" if reply is None else f"{reply.status}".encode() + b" " + reply.body
-        finally:
-            writer.close()
+        reader, writer = await self.connect()
+        writer.write(octets)
+        async with asyncio.timeout(timeout_s):
+            reply = await _read_reply(reader)
+        writer.close()
+        return b"" if reply is None else f"{reply.status}".encode() + b" " + reply.body
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.gateway.port)
+        """A connection, closed at the latest with the harness."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.gateway.port)
+        self._opened.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for writer in self._opened:
+            writer.close()
+        for writer in self._opened:
+            # What the gateway has closed already is closed enough.
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def request(
         self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
@@ -288,7 +300,7 @@ async def until(condition: Any, timeout_s: float = 5.0) -> None:
 async def _read_reply(reader: asyncio.StreamReader) -> Reply | None:
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -332,5 +344,4 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
             try:
                 yield made
             finally:
-                for _, writer in made._idle:
-                    writer.close()
+                await made.close()
