@@ -17,7 +17,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from mesh.batcher import Batcher
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
-from purchase_svc.purchase import Outcome, Purchase, Wish, decided_by_row
+from purchase_svc.purchase import Outcome, Purchase, Wish, bought, decided_by_row, refused
 from purchase_svc.purchase_book import PurchaseBook, Terms
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _R = ErrorReason
+# By name once and not per purchase: ErrorReason looks its attributes up the slow way.
+_INVALID_ARGUMENT = _R.ERROR_REASON_INVALID_ARGUMENT
+_INTERNAL = _R.ERROR_REASON_INTERNAL
 #: Most wishes in one reserve call and one INSERT.
 BATCH_MAX = 500
 #: Calls with at least so many wishes are a batch by themselves; smaller ones are gathered with other callers'.
@@ -85,7 +88,7 @@ class Buying:
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         if self._direct + self._batcher.queued + len(wishes) > self._waiting_max:
-            return [Outcome(wish.purchase_id, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
+            return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
         if len(wishes) < DIRECT_MIN:
             return list(await asyncio.gather(*(self._gathered(wish, deadline) for wish in wishes)))
         chunks = [wishes[start : start + BATCH_MAX] for start in range(0, len(wishes), BATCH_MAX)]
@@ -107,9 +110,9 @@ class Buying:
             async with asyncio.timeout_at(deadline):
                 return await self._batcher.submit((wish, deadline))
         except TimeoutError:
-            return Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+            return refused(wish, _R.ERROR_REASON_UNAVAILABLE)
         except DomainError as error:
-            return Outcome(wish.purchase_id, error.reason)
+            return refused(wish, error.reason)
 
     async def _buy_gathered(self, items: Sequence[tuple[Wish, float]]) -> list[Outcome]:
         # The latest deadline: whose own runs out earlier leaves alone, and its purchase is there when it repeats.
@@ -123,14 +126,14 @@ class Buying:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(task)
         except TimeoutError:
-            return [Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE) for wish in wishes]
+            return [refused(wish, _R.ERROR_REASON_UNAVAILABLE) for wish in wishes]
 
     async def _buy_batch(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         except TimeoutError:
-            return [Outcome(wish.purchase_id, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
+            return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
         try:
             outcomes = await self._decide_all(wishes, deadline)
         finally:
@@ -143,6 +146,9 @@ class Buying:
         An id may come with several contents, perhaps from several callers. Only the purchase tells which of them is the
         repetition, so those it cannot decide yet are decided one after the other.
         """
+        if len({wish.purchase_id for wish in wishes}) == len(wishes):
+            decided, _ = await self._decide(wishes, deadline)
+            return {(wish.purchase_id, wish.quantity): decided[wish.purchase_id] for wish in wishes}
         outcomes: dict[tuple[uuid.UUID, int], Outcome] = {}
         undecided = {(wish.purchase_id, wish.quantity): wish for wish in wishes}
         for _ in range(_CONTENTS_MAX):
@@ -158,11 +164,11 @@ class Buying:
             if not undecided:
                 break
         for key, wish in undecided.items():
-            outcomes[key] = Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+            outcomes[key] = refused(wish, _R.ERROR_REASON_UNAVAILABLE)
         return outcomes
 
     async def _decide(
-        self, wishes: list[Wish], deadline: float
+        self, wishes: Sequence[Wish], deadline: float
     ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
         """The outcome of each wish, all of distinct ids, and the purchases that are known to exist."""
         reasons, terms = await self._reserve(wishes, deadline)
@@ -176,7 +182,7 @@ class Buying:
             in_doubt = [
                 wish.purchase_id
                 for wish, reason in zip(wishes, reasons, strict=True)
-                if reason != _R.ERROR_REASON_INVALID_ARGUMENT and wish.purchase_id not in new
+                if reason != _INVALID_ARGUMENT and wish.purchase_id not in new
             ]
             rows = await self._book.get_many(in_doubt) if in_doubt else {}
         except DomainError as error:
@@ -191,19 +197,19 @@ class Buying:
     @staticmethod
     def _outcome(wish: Wish, reason: int, new: Purchase | None, rows: dict[uuid.UUID, Purchase] | None) -> Outcome:
         if new is not None:
-            return Outcome(wish.purchase_id, purchase=new)
-        if reason == _R.ERROR_REASON_INVALID_ARGUMENT:
-            return Outcome(wish.purchase_id, reason)
+            return bought(new)
+        if reason == _INVALID_ARGUMENT:
+            return refused(wish, reason)
         if rows is None:
             # Neither "bought" nor "lost" may be said while the book cannot be read.
-            return Outcome(wish.purchase_id, _R.ERROR_REASON_UNAVAILABLE)
+            return refused(wish, _R.ERROR_REASON_UNAVAILABLE)
         row = rows.get(wish.purchase_id)
         if row is not None:
             return decided_by_row(wish, row)
         # Reserved, not inserted and not there: nothing deletes purchases, so this is a fault of the database.
-        return Outcome(wish.purchase_id, reason or _R.ERROR_REASON_INTERNAL)
+        return refused(wish, reason or _INTERNAL)
 
-    async def _reserve(self, wishes: list[Wish], deadline: float) -> tuple[list[int], dict[str, Terms]]:
+    async def _reserve(self, wishes: Sequence[Wish], deadline: float) -> tuple[list[int], dict[str, Terms]]:
         """One ErrorReason per wish, 0 where units are reserved; and the terms of the sales reserved from."""
         request = inventory_pb.BatchReserveSharesRequest(
             items=[
@@ -231,7 +237,7 @@ class Buying:
             for each in response.sale_terms
         }
         reasons: list[int] = [
-            outcome.reason if outcome.reason or wish.sale_id in terms else _R.ERROR_REASON_INTERNAL
+            outcome.reason if outcome.reason or wish.sale_id in terms else _INTERNAL
             for wish, outcome in zip(wishes, response.outcomes, strict=True)
         ]
         return reasons, terms

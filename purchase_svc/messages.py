@@ -3,6 +3,8 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
+from typing import cast
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.common.v1.money_pb2 import Money
@@ -11,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import DomainError, invalid_argument, suggested_retry_ms
 from mesh.identity import purchase_id
-from mesh.validation import Violations
+from mesh.validation import Violations, canonical_uuid, is_name
 from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase, PurchaseState, Wish
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
 
@@ -23,6 +25,9 @@ _PAGE_BYTES_MAX = 2 * 1024 * 1024
 _STATES: dict[PurchaseState, pb.PurchaseState.ValueType] = {
     state: pb.PurchaseState.Value(f"PURCHASE_STATE_{state}") for state in PurchaseState
 }
+# In a sale nearly every request names the same one.
+_canonical_sale_id = lru_cache(maxsize=1024)(canonical_uuid)
+
 _STATES_BY_NUMBER = {number: state for state, number in _STATES.items()}
 _OF_A_SALE = frozenset(
     {
@@ -35,14 +40,32 @@ _OF_A_SALE = frozenset(
 
 def read_wish(request: pb.CreatePurchaseRequest) -> Wish:
     """Raises INVALID_ARGUMENT that names every wrong field."""
+    wish = _wish(request)
+    if wish is not None:
+        return wish
     wrong = Violations()
-    request_id = wrong.name("request_id", request.request_id)
-    if not request_id.isascii():
+    wrong.name("request_id", request.request_id)
+    if not request.request_id.isascii():
         wrong.add("request_id", "must be ASCII")
-    user_id = wrong.name("user_id", request.user_id)
-    sale_id = wrong.uuid("sale_id", request.sale_id)
-    quantity = wrong.integer("quantity", request.quantity, 1, QUANTITY_MAX)
+    wrong.name("user_id", request.user_id)
+    wrong.uuid("sale_id", request.sale_id)
+    wrong.integer("quantity", request.quantity, 1, QUANTITY_MAX)
     wrong.raise_if_any()
+    raise AssertionError("the two checks differ")
+
+
+def _wish(request: pb.CreatePurchaseRequest) -> Wish | None:
+    """The wish, or None for a malformed request; what is wrong about it is found out only if somebody is to be told."""
+    request_id, user_id, quantity = request.request_id, request.user_id, request.quantity
+    sale_id = _canonical_sale_id(request.sale_id)
+    if (
+        sale_id is None
+        or not is_name(request_id)
+        or not request_id.isascii()
+        or not is_name(user_id)
+        or not 1 <= quantity <= QUANTITY_MAX
+    ):
+        return None
     return Wish(purchase_id(user_id, sale_id, request_id), user_id, sale_id, request_id, quantity)
 
 
@@ -50,13 +73,7 @@ def read_wishes(request: pb.BatchCreatePurchasesRequest) -> list[Wish | None]:
     """One wish per request, None for a malformed one. Raises INVALID_ARGUMENT unless there are 1 to 1,000 requests."""
     if not 1 <= len(request.requests) <= REQUESTS_MAX:
         raise invalid_argument(("requests", f"must be 1 to {REQUESTS_MAX} items, are {len(request.requests)}"))
-    wishes: list[Wish | None] = []
-    for each in request.requests:
-        try:
-            wishes.append(read_wish(each))
-        except DomainError:
-            wishes.append(None)
-    return wishes
+    return [_wish(each) for each in request.requests]
 
 
 def read_purchase_id(text: str, user_id: str) -> uuid.UUID:
@@ -121,7 +138,7 @@ def write_purchase(purchase: Purchase) -> pb.Purchase:
         quantity=purchase.quantity,
         amount=Money(amount_minor=purchase.amount_minor, currency_code=purchase.currency_code),
         state=_STATES[purchase.state],
-        reason=ErrorReason.ValueType(purchase.reason),
+        reason=_reason(purchase.reason),
         share_numbers=purchase.share_numbers,
         create_time=_timestamp(purchase.create_time),
         update_time=_timestamp(purchase.update_time),
@@ -133,10 +150,11 @@ def write_outcome(outcome: Outcome | None) -> pb.CreatePurchaseOutcome:
     if outcome is None:
         return pb.CreatePurchaseOutcome(reason=ErrorReason.ERROR_REASON_INVALID_ARGUMENT)
     if outcome.purchase is not None:
-        state = _STATES[outcome.purchase.state]
-        return pb.CreatePurchaseOutcome(purchase_id=str(outcome.purchase_id), state=state)
+        assert not outcome.reason
+        return pb.CreatePurchaseOutcome(purchase_id=str(outcome.purchase_id), state=_STATES[outcome.purchase.state])
+    assert outcome.reason
     return pb.CreatePurchaseOutcome(
-        reason=ErrorReason.ValueType(outcome.reason),
+        reason=_reason(outcome.reason),
         purchase_id=str(outcome.purchase_id),
         retry_after_ms=suggested_retry_ms(outcome.reason),
     )
@@ -153,7 +171,7 @@ def write_summary(summary: SaleSummary, queued_messages: int, dead_letters: int)
     for count in summary.counts:
         response.counts.add(
             state=_STATES[count.state],
-            reason=ErrorReason.ValueType(count.reason),
+            reason=_reason(count.reason),
             purchases=count.purchases,
             units=count.units,
         )
@@ -162,6 +180,11 @@ def write_summary(summary: SaleSummary, queued_messages: int, dead_letters: int)
     if summary.last_final_time is not None:
         response.last_final_time.CopyFrom(_timestamp(summary.last_final_time))
     return response
+
+
+def _reason(number: int) -> "ErrorReason.ValueType":
+    # A cast, because ErrorReason looks every attribute up by name, which costs more than all else about an outcome.
+    return cast("ErrorReason.ValueType", number)
 
 
 def _timestamp(moment: datetime) -> Timestamp:

@@ -19,6 +19,7 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 MIGRATIONS_FOLDER = SQL_FOLDER / "migrations"
 
 _SMALLEST_ID = uuid.UUID(int=0)
+_STATES = {state.value: state for state in PurchaseState}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +60,7 @@ class PurchaseFilter:
 
 def purchase_from_row(row: TupleRow) -> Purchase:
     """The purchase in a row of the columns that the queries ``get_...``, ``list_...`` and ``cancel_...`` return."""
-    return Purchase(
-        purchase_id=row[0],
-        user_id=row[1],
-        sale_id=row[2],
-        request_id=row[3],
-        quantity=row[4],
-        amount_minor=row[5],
-        currency_code=row[6],
-        partition=row[7],
-        state=PurchaseState(row[8]),
-        reason=row[9],
-        share_numbers=tuple(row[10]),
-        attempts=row[11],
-        cleanup_pending=row[12],
-        create_time=row[13],
-        update_time=row[14],
-    )
+    return Purchase._make((*row[:8], _STATES[row[8]], row[9], tuple(row[10]), *row[11:]))
 
 
 class PurchaseBook:
@@ -91,44 +76,47 @@ class PurchaseBook:
 
         ``wishes`` have distinct ids; ``terms`` has every sale of theirs.
         """
-        ordered = [(wish, terms[wish.sale_id], wish.partition) for wish in wishes]
+        costs = [terms[wish.sale_id] for wish in wishes]
+        partitions = [wish.partition for wish in wishes]
         parameters = {
-            "purchase_ids": [wish.purchase_id for wish, _, _ in ordered],
-            "user_ids": [wish.user_id for wish, _, _ in ordered],
-            "sale_ids": [wish.sale_id for wish, _, _ in ordered],
-            "request_ids": [wish.request_id for wish, _, _ in ordered],
-            "quantities": [wish.quantity for wish, _, _ in ordered],
-            "amounts_minor": [wish.quantity * term.price_minor for wish, term, _ in ordered],
-            "currency_codes": [term.currency_code for _, term, _ in ordered],
-            "partitions": [partition for _, _, partition in ordered],
+            "purchase_ids": [str(wish.purchase_id) for wish in wishes],
+            "user_ids": [wish.user_id for wish in wishes],
+            "sale_ids": [wish.sale_id for wish in wishes],
+            "request_ids": [wish.request_id for wish in wishes],
+            "quantities": [wish.quantity for wish in wishes],
+            "amounts_minor": [wish.quantity * cost.price_minor for wish, cost in zip(wishes, costs, strict=True)],
+            "currency_codes": [cost.currency_code for cost in costs],
+            "partitions": partitions,
         }
         rows = await self._fetch(self._queries.insert_purchases, parameters)
         times: dict[uuid.UUID, tuple[datetime, datetime]] = {row[0]: (row[1], row[2]) for row in rows}
-        return {
-            wish.purchase_id: Purchase(
-                purchase_id=wish.purchase_id,
-                user_id=wish.user_id,
-                sale_id=uuid.UUID(wish.sale_id),
-                request_id=wish.request_id,
-                quantity=wish.quantity,
-                amount_minor=wish.quantity * term.price_minor,
-                currency_code=term.currency_code,
-                partition=partition,
-                state=PurchaseState.RESERVED,
-                reason=ErrorReason.ERROR_REASON_UNSPECIFIED,
-                share_numbers=(),
-                attempts=0,
-                cleanup_pending=False,
-                create_time=times[wish.purchase_id][0],
-                update_time=times[wish.purchase_id][1],
-            )
-            for wish, term, partition in ordered
-            if wish.purchase_id in times
-        }
+        sales = {sale_id: uuid.UUID(sale_id) for sale_id in terms}
+        new: dict[uuid.UUID, Purchase] = {}
+        for wish, cost, partition in zip(wishes, costs, partitions, strict=True):
+            row_times = times.get(wish.purchase_id)
+            if row_times is not None:
+                new[wish.purchase_id] = Purchase(
+                    purchase_id=wish.purchase_id,
+                    user_id=wish.user_id,
+                    sale_id=sales[wish.sale_id],
+                    request_id=wish.request_id,
+                    quantity=wish.quantity,
+                    amount_minor=wish.quantity * cost.price_minor,
+                    currency_code=cost.currency_code,
+                    partition=partition,
+                    state=PurchaseState.RESERVED,
+                    reason=0,
+                    share_numbers=(),
+                    attempts=0,
+                    cleanup_pending=False,
+                    create_time=row_times[0],
+                    update_time=row_times[1],
+                )
+        return new
 
     async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Purchase]:
         """The purchases that exist, by id."""
-        rows = await self._fetch(self._queries.get_purchases, {"purchase_ids": list(ids)})
+        rows = await self._fetch(self._queries.get_purchases, {"purchase_ids": list(map(str, ids))})
         return {row[0]: purchase_from_row(row) for row in rows}
 
     async def get(self, purchase_id: uuid.UUID, user_id: str = "") -> Purchase:
@@ -140,7 +128,7 @@ class PurchaseBook:
 
     async def get_changed(self, seen: Mapping[uuid.UUID, PurchaseState]) -> list[Purchase]:
         """Of the purchases named, those whose state is not the one given with them."""
-        parameters = {"purchase_ids": list(seen), "states": [state.value for state in seen.values()]}
+        parameters = {"purchase_ids": list(map(str, seen)), "states": [state.value for state in seen.values()]}
         return [purchase_from_row(row) for row in await self._fetch(self._queries.get_changed_purchases, parameters)]
 
     async def list_page(self, wanted: PurchaseFilter, after: uuid.UUID | None, limit: int) -> list[Purchase]:
@@ -181,7 +169,7 @@ class PurchaseBook:
 
     async def mark_queued(self, ids: Sequence[uuid.UUID]) -> None:
         """Notes that messages with these purchases have been confirmed by the broker."""
-        await self._execute(self._queries.mark_queued, {"purchase_ids": list(ids)})
+        await self._execute(self._queries.mark_queued, {"purchase_ids": list(map(str, ids))})
 
     async def summarize(self, sale_id: uuid.UUID) -> SaleSummary:
         """Counts a sale's purchases by state and reason."""

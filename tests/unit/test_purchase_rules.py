@@ -26,8 +26,10 @@ from purchase_svc.purchase import (
     Purchase,
     PurchaseState,
     Wish,
+    bought,
     decided_by_row,
     may_become,
+    refused,
 )
 
 SALE = "6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a"
@@ -89,7 +91,7 @@ def test_every_unfinished_state_can_reach_a_final_one() -> None:
 def test_a_row_of_the_same_contents_decides_whatever_its_state(state: PurchaseState) -> None:
     reason = ErrorReason.ERROR_REASON_UNAVAILABLE if state in {PurchaseState.FAILED, PurchaseState.PARKED} else 0
     row = a_purchase(a_wish(), state, reason)
-    assert decided_by_row(a_wish(), row) == Outcome(row.purchase_id, purchase=row)
+    assert decided_by_row(a_wish(), row) == bought(row)
 
 
 def test_a_row_of_other_contents_refuses_the_id() -> None:
@@ -99,9 +101,11 @@ def test_a_row_of_other_contents_refuses_the_id() -> None:
 
 def test_an_outcome_is_a_purchase_or_a_reason() -> None:
     with pytest.raises(AssertionError):
-        Outcome(a_wish().purchase_id)
+        refused(a_wish(), ErrorReason.ERROR_REASON_UNSPECIFIED)
     with pytest.raises(AssertionError):
-        Outcome(a_wish().purchase_id, ErrorReason.ERROR_REASON_SOLD_OUT, a_purchase(a_wish()))
+        write_outcome(Outcome(a_wish().purchase_id))
+    with pytest.raises(AssertionError):
+        write_outcome(Outcome(a_wish().purchase_id, ErrorReason.ERROR_REASON_SOLD_OUT, a_purchase(a_wish())))
 
 
 def request(**changes: object) -> pb.CreatePurchaseRequest:
@@ -129,16 +133,16 @@ def request(**changes: object) -> pb.CreatePurchaseRequest:
     ],
 )
 def test_a_wrong_field_is_named(changes: dict[str, object], field: str) -> None:
-    with pytest.raises(DomainError) as refused:
+    with pytest.raises(DomainError) as error:
         read_wish(request(**changes))
-    assert refused.value.reason == ErrorReason.ERROR_REASON_INVALID_ARGUMENT
-    assert {name for name, _ in refused.value.violations} == {field}
+    assert error.value.reason == ErrorReason.ERROR_REASON_INVALID_ARGUMENT
+    assert {name for name, _ in error.value.violations} == {field}
 
 
 def test_all_wrong_fields_are_named_at_once() -> None:
-    with pytest.raises(DomainError) as refused:
+    with pytest.raises(DomainError) as error:
         read_wish(pb.CreatePurchaseRequest())
-    assert [name for name, _ in refused.value.violations] == ["request_id", "user_id", "sale_id", "quantity"]
+    assert [name for name, _ in error.value.violations] == ["request_id", "user_id", "sale_id", "quantity"]
 
 
 def test_the_id_does_not_depend_on_how_the_sale_id_is_written() -> None:
@@ -157,15 +161,15 @@ def test_a_malformed_request_does_not_fail_its_neighbours() -> None:
 
 @pytest.mark.parametrize("count", [0, 1001])
 def test_a_batch_has_1_to_1000_requests(count: int) -> None:
-    with pytest.raises(DomainError) as refused:
+    with pytest.raises(DomainError) as error:
         read_wishes(pb.BatchCreatePurchasesRequest(requests=[request()] * count))
-    assert refused.value.violations[0][0] == "requests"
+    assert error.value.violations[0][0] == "requests"
 
 
 def test_an_outcome_that_may_be_repeated_says_when() -> None:
     wish = a_wish()
-    overloaded = write_outcome(Outcome(wish.purchase_id, ErrorReason.ERROR_REASON_OVERLOADED))
-    sold_out = write_outcome(Outcome(wish.purchase_id, ErrorReason.ERROR_REASON_SOLD_OUT))
+    overloaded = write_outcome(refused(wish, ErrorReason.ERROR_REASON_OVERLOADED))
+    sold_out = write_outcome(refused(wish, ErrorReason.ERROR_REASON_SOLD_OUT))
     assert (overloaded.retry_after_ms, sold_out.retry_after_ms) == (1000, 0)
     assert overloaded.purchase_id == str(wish.purchase_id)
     assert overloaded.state == pb.PURCHASE_STATE_UNSPECIFIED
@@ -207,9 +211,9 @@ def test_a_page_stays_below_what_a_client_receives() -> None:
     ],
 )
 def test_a_wrong_filter_is_named(fields: dict[str, object], field: str) -> None:
-    with pytest.raises(DomainError) as refused:
+    with pytest.raises(DomainError) as error:
         read_filter(pb.ListPurchasesRequest(**fields))  # type: ignore[arg-type]
-    assert [name for name, _ in refused.value.violations] == [field]
+    assert [name for name, _ in error.value.violations] == [field]
 
 
 def test_a_page_size_has_a_default_and_a_limit() -> None:
@@ -218,6 +222,6 @@ def test_a_page_size_has_a_default_and_a_limit() -> None:
 
 
 def test_a_purchase_id_must_be_a_uuid() -> None:
-    with pytest.raises(DomainError) as refused:
+    with pytest.raises(DomainError) as error:
         read_purchase_id("x", "")
-    assert refused.value.violations[0][0] == "purchase_id"
+    assert error.value.violations[0][0] == "purchase_id"
