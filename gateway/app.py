@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
-from granian.rsgi import HTTPProtocol, ProtocolError, Scope  # type: ignore[attr-defined]
+from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope  # type: ignore[attr-defined]
 
 from gateway.admission import (
     BODY_BYTES_MAX,
@@ -330,6 +330,6 @@ async def _body(headers: Any, protocol: HTTPProtocol, length: int | None) -> byt
                     raise HttpError(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
     except TimeoutError as error:
         raise HttpError(408, f"the body did not come within {_BODY_S_MAX:g} s") from error
-    except ProtocolError as error:
+    except (ProtocolClosed, ProtocolError) as error:
         raise HttpError(400, "the body broke off") from error
     return bytes(received)

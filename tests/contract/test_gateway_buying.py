@@ -100,7 +100,9 @@ async def test_a_service_that_does_not_answer_in_time_is_504_and_the_same_key_ma
 async def test_a_request_is_refused_429_when_more_waits_than_can_be_answered_in_time() -> None:
     async with harness(queue_min=5, queue_max=5, in_flight_max=1, batch_max=1) as h:
         h.purchases.open.clear()
-        let_in = [asyncio.ensure_future(h.buy(f"in-{i}", user=f"u{i}")) for i in range(6)]
+        let_in = [asyncio.ensure_future(h.buy("in-0", user="u0"))]
+        await until(lambda: h.purchases.bought == ["in-0"])
+        let_in += [asyncio.ensure_future(h.buy(f"in-{i}", user=f"u{i}")) for i in range(1, 6)]
         await until(lambda: h.gateway.parts.buying.queued == 5)
         replies = [await h.buy(f"out-{i}", user=f"o{i}") for i in range(5)]
         assert {(each.status, each.json["reason"]) for each in replies} == {(429, "OVERLOADED")}

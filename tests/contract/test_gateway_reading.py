@@ -171,15 +171,14 @@ async def test_stock_streams_are_bounded_in_number_and_in_time_and_end_when_the_
         (reader, writer), (_, other) = await _open_stream(h), await _open_stream(h)
         assert (await h.get(f"/v1/sales/{SALE}/stock/stream")).status == 429
         async with asyncio.timeout(5):
-            assert (await reader.read()).endswith(b"0\r\n\r\n")
+            await reader.readuntil(b"\r\n0\r\n\r\n")
         await until(lambda: h.gateway.parts.streams.open == 0)
         writer.close()
         other.close()
         reader, writer = await _open_stream(h)
         h.gateway.parts.draining.set()
         async with asyncio.timeout(0.9):
-            await reader.read()
-        writer.close()
+            await reader.readuntil(b"\r\n0\r\n\r\n")
 
 
 async def test_a_stream_of_an_unknown_sale_is_404() -> None:
