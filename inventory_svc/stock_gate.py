@@ -181,11 +181,11 @@ class StockGate:
 
     async def current_epochs(self, sale_ids: Sequence[str]) -> list[int]:
         """The epoch of each sale's calibration; 0 when it is not current."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for sale_id in sale_ids:
-            await self._scripts["read"](keys=[gate_key(sale_id)], args=[], client=pipeline)
         try:
-            return [answer[0] for answer in await pipeline.execute()]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for sale_id in sale_ids:
+                    await self._scripts["read"](keys=[gate_key(sale_id)], args=[], client=pipeline)
+                return [answer[0] for answer in await pipeline.execute()]
         except RedisError as error:
             raise _away(error) from error
 
@@ -217,11 +217,11 @@ class StockGate:
     async def load(self, sale_id: str, name: str, epoch: int, fields: Mapping[str, str | int]) -> None:
         """Writes a part of a calibration that is not yet in service; ``name`` is grants or users."""
         key = _named(sale_id, name, epoch)
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hset(key, items=[part for pair in fields.items() for part in pair])
-        pipeline.expire(key, _LOADED_KEPT_S)
         try:
-            await pipeline.execute()
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hset(key, items=[part for pair in fields.items() for part in pair])
+                pipeline.expire(key, _LOADED_KEPT_S)
+                await pipeline.execute()
         except RedisError as error:
             raise _away(error) from error
 
