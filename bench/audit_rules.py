@@ -118,12 +118,12 @@ def check_outcomes(look: Look) -> list[Violation]:
     """I2, seen from the purchases: shares and one capture, or neither. Binds always for final purchases."""
     reservations = {item.reservation_id: item for sale in look.sales for item in sale.reservations}
     holds = {item.hold_id: item for item in look.holds}
-    booked: dict[str, Counter[str]] = {}
-    paid: Counter[str] = Counter()
+    booked: dict[str, list[str]] = {}
+    paid: dict[str, int] = {}
     for sale in look.sales:
         for entry in sale.entries:
-            booked.setdefault(entry.transfer_id, Counter())[entry.kind] += 1
-            paid[entry.transfer_id] += entry.amount_minor
+            booked.setdefault(entry.transfer_id, []).append(entry.kind)
+            paid[entry.transfer_id] = paid.get(entry.transfer_id, 0) + entry.amount_minor
     sales = {sale.sale_id: sale for sale in look.sales}
     found = []
     for purchase in look.purchases:
@@ -135,12 +135,12 @@ def check_outcomes(look: Look) -> list[Violation]:
             reasons = [
                 *_wrong_shares(purchase, reservation),
                 *_wrong_hold(purchase, hold, sales[purchase.sale_id]),
-                *_wrong_booking(purchase, booked.get(key, Counter()), paid[key]),
+                *_wrong_booking(purchase, booked.get(key, []), paid.get(key, 0)),
             ]
             found += [Violation("I2", code, key, f"CONFIRMED, but {text}") for code, text in reasons]
         elif purchase.state in ENDED_WITHOUT:
             old = look.now_s - purchase.update_s > CLEANUP_S
-            found += _left_open(purchase, reservation, hold, paid[key], old)
+            found += _left_open(purchase, reservation, hold, paid.get(key, 0), old)
     return found
 
 
@@ -174,10 +174,10 @@ def _wrong_hold(purchase: Purchase, hold: Hold | None, sale: SaleLook) -> list[t
     return found
 
 
-def _wrong_booking(purchase: Purchase, booked: "Counter[str]", paid: int) -> list[tuple[str, str]]:
-    if booked == Counter({"CAPTURE": 1}) and paid == purchase.amount_minor:
+def _wrong_booking(purchase: Purchase, booked: list[str], paid: int) -> list[tuple[str, str]]:
+    if booked == ["CAPTURE"] and paid == purchase.amount_minor:
         return []
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(booked.items())) or "no entries"
+    kinds = " and ".join(booked) or "no entries"
     return [("booking", f"the sale's account has {kinds} of {paid} for its {purchase.amount_minor}")]
 
 
