@@ -7,7 +7,7 @@ in which they were asked for and nobody polls.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ _SQL_FOLDER = Path(__file__).parent / "sql"
 #: Largest batch whatever the rate, purchases.
 _BATCH_MAX = 250
 #: A batch is what is due in this time, so that sending is even: seconds.
-_BATCH_S = 0.05
+_BATCH_S = 0.1
 _BATCH_MIN = 10
 #: A grant older than this when it is used, seconds, is void: used late it would be sent together with later ones.
 _GRANT_AGE_MAX_S = 0.1
@@ -57,13 +57,13 @@ class Pace:
 
     @property
     def batch_max(self) -> int:
-        """Most purchases in one batch: what is due in 50 ms, 10 to 250, and never more than the bucket holds."""
+        """Most purchases in one batch: what is due in 100 ms, 10 to 250, and never more than the bucket holds."""
         return min(_BATCH_MAX, self.capacity, max(_BATCH_MIN, int(self.rate_per_s * _BATCH_S)))
 
     @property
     def calls_max(self) -> int:
-        """Batches that one worker may have under way at once; two workers together keep to half of the burst."""
-        return max(1, self.capacity // self.batch_max // 2)
+        """Batches that one worker may have under way at once: as many as the other half of the burst holds."""
+        return max(1, (self.burst - self.capacity) // self.batch_max)
 
     @property
     def slow_call_s(self) -> float:
@@ -81,7 +81,9 @@ class TokenBucket:
         self.pace = pace
         self._pool = pool
         self._queries = Queries(_SQL_FOLDER)
-        self._turns = asyncio.Semaphore(pace.calls_max)
+        # While one batch is sent the next one already waits for its tokens, but only one: tokens do not keep.
+        self._taking = asyncio.Lock()
+        self._sending = asyncio.Semaphore(pace.calls_max)
 
     @asynccontextmanager
     async def turn(self, tokens: int) -> AsyncIterator[None]:
@@ -92,8 +94,16 @@ class TokenBucket:
         """
         assert 1 <= tokens <= self.pace.batch_max
         loop = asyncio.get_running_loop()
-        async with self._turns:
-            await self._take(tokens)
+        async with AsyncExitStack() as stack:
+            async with self._taking:
+                due = await self._take(tokens)
+                await stack.enter_async_context(self._sending)
+                for _ in range(_VOID_GRANTS_MAX):
+                    if loop.time() - due <= _GRANT_AGE_MAX_S:
+                        break
+                    due = await self._take(tokens)
+                else:
+                    raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too slow to use the tokens granted")
             begun = loop.time()
             try:
                 yield
@@ -101,17 +111,14 @@ class TokenBucket:
                 if loop.time() - begun > self.pace.slow_call_s:
                     await self._charge(tokens)
 
-    async def _take(self, tokens: int) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(_VOID_GRANTS_MAX):
-            asked = loop.time()
-            wait_s = await self._grant(tokens)
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            # The grant was made after we asked, so it was due at the earliest at asked + wait.
-            if loop.time() - (asked + max(0.0, wait_s)) <= _GRANT_AGE_MAX_S:
-                return
-        raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too slow to use the tokens granted")
+    async def _take(self, tokens: int) -> float:
+        """Waits for tokens; when they were due, at the earliest, on the loop's clock."""
+        asked = asyncio.get_running_loop().time()
+        wait_s = await self._grant(tokens)
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        # The grant was made after we asked for it.
+        return asked + max(0.0, wait_s)
 
     async def _charge(self, tokens: int) -> None:
         try:

@@ -14,22 +14,23 @@ def test_a_batch_always_fits_the_bucket(pace: Pace) -> None:
 
 
 @given(PACES)
-def test_bucket_and_calls_of_two_workers_stay_within_the_burst(pace: Pace) -> None:
-    under_way = pace.calls_max * pace.batch_max * 2
-    assert pace.capacity + under_way <= max(pace.burst, pace.capacity + 2 * pace.batch_max)
+def test_bucket_and_calls_under_way_share_the_burst(pace: Pace) -> None:
+    assert pace.calls_max >= 1
+    assert pace.calls_max == 1 or pace.capacity + pace.calls_max * pace.batch_max <= pace.burst
 
 
 @given(PACES)
 def test_slow_calls_that_count_twice_do_not_lower_the_pace_below_the_rate(pace: Pace) -> None:
-    per_second = pace.calls_max * 2 * pace.batch_max / pace.slow_call_s
-    assert pace.calls_max > 1 or per_second <= pace.rate_per_s * 1.001
+    per_second = 2 * pace.batch_max / pace.slow_call_s
+    assert per_second <= pace.rate_per_s * 1.001
 
 
-def test_the_defaults_send_25_purchases_20_times_a_second() -> None:
+def test_the_defaults_send_50_purchases_10_times_a_second() -> None:
     pace = Pace(500, 100)
-    assert (pace.batch_max, pace.capacity, pace.calls_max) == (25, 50, 1)
+    assert (pace.batch_max, pace.capacity, pace.calls_max) == (50, 50, 1)
     assert pace.slow_call_s == 0.2
 
 
 def test_an_opened_bucket_sends_large_batches() -> None:
-    assert Pace(100_000, 1_000).batch_max == 250
+    pace = Pace(100_000, 1_000)
+    assert (pace.batch_max, pace.calls_max) == (250, 2)
