@@ -76,10 +76,11 @@ class PurchaseBook:
 
         ``wishes`` have distinct ids; ``terms`` has every sale of theirs.
         """
+        ids = [str(wish.purchase_id) for wish in wishes]
         costs = [terms[wish.sale_id] for wish in wishes]
         partitions = [wish.partition for wish in wishes]
         parameters = {
-            "purchase_ids": [str(wish.purchase_id) for wish in wishes],
+            "purchase_ids": ids,
             "user_ids": [wish.user_id for wish in wishes],
             "sale_ids": [wish.sale_id for wish in wishes],
             "request_ids": [wish.request_id for wish in wishes],
@@ -89,12 +90,12 @@ class PurchaseBook:
             "partitions": partitions,
         }
         rows = await self._fetch(self._queries.insert_purchases, parameters)
-        times: dict[uuid.UUID, tuple[datetime, datetime]] = {row[0]: (row[1], row[2]) for row in rows}
+        times: dict[str, datetime] = dict(rows)
         sales = {sale_id: uuid.UUID(sale_id) for sale_id in terms}
         new: dict[uuid.UUID, Purchase] = {}
-        for wish, cost, partition in zip(wishes, costs, partitions, strict=True):
-            row_times = times.get(wish.purchase_id)
-            if row_times is not None:
+        for purchase_id, wish, cost, partition in zip(ids, wishes, costs, partitions, strict=True):
+            moment = times.get(purchase_id)
+            if moment is not None:
                 new[wish.purchase_id] = Purchase(
                     purchase_id=wish.purchase_id,
                     user_id=wish.user_id,
@@ -109,8 +110,8 @@ class PurchaseBook:
                     share_numbers=(),
                     attempts=0,
                     cleanup_pending=False,
-                    create_time=row_times[0],
-                    update_time=row_times[1],
+                    create_time=moment,
+                    update_time=moment,
                 )
         return new
 

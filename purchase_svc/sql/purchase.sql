@@ -2,15 +2,16 @@
 -- Rows go in by id, so that two batches which share ids cannot deadlock. What is there already is left as it is and not
 -- returned.
 INSERT INTO purchases
-    (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition)
-SELECT *
-FROM unnest(
+    (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, create_time,
+     update_time)
+SELECT new.*, moment, moment
+FROM clock_timestamp() AS moment, unnest(
     %(purchase_ids)s::uuid[], %(user_ids)s::text[], %(sale_ids)s::uuid[], %(request_ids)s::text[],
     %(quantities)s::integer[], %(amounts_minor)s::bigint[], %(currency_codes)s::text[], %(partitions)s::smallint[]
 ) AS new (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition)
 ORDER BY new.purchase_id
 ON CONFLICT (purchase_id) DO NOTHING
-RETURNING purchase_id, create_time, update_time;
+RETURNING purchase_id::text, create_time;
 
 -- name: get_purchases
 SELECT purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, state, reason,
