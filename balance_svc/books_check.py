@@ -43,7 +43,7 @@ class BooksCheck:
 
 
 class BooksChecker:
-    """Checks the books. Reads everything, so it is for audits: 100,000 accounts and holds take about a second."""
+    """Checks the books. Reads everything, so it is for audits: 100,000 accounts and holds take 1 to 2 s."""
 
     def __init__(self, pool: Pool, queries: Queries) -> None:
         self._pool = pool

@@ -217,6 +217,28 @@ async def test_what_lapsed_while_nobody_served_is_free_before_the_first_call(ser
         assert await bank.place(hold_item(user, 100)) == [("", "HELD")]
 
 
+async def test_callers_who_go_away_midway_leave_right_books(servers: Servers) -> None:
+    """Deadlines that run out anywhere in a transaction: the outcome is unknown, and a repetition tells it."""
+    async with balance_service(servers.new_database("balance"), pool_size=4) as bank:
+        users = await bank.fund(1_000, users=10)
+        chance = random.Random(1)
+        ids = []
+        for _ in range(40):
+            items = [hold_item(user, 1) for user in users]
+            ids += [item.hold_id for item in items]
+            request = pb.BatchPlaceHoldsRequest(holds=items)
+            capture = pb.BatchCaptureHoldsRequest(hold_ids=[item.hold_id for item in items])
+            hasty = [
+                reason_of(bank.stub.BatchPlaceHolds(request, timeout=chance.uniform(0.001, 0.02))),
+                reason_of(bank.stub.BatchCaptureHolds(capture, timeout=chance.uniform(0.001, 0.02))),
+            ]
+            assert set(await asyncio.gather(*hasty)) <= {"", "DEADLINE_EXCEEDED"}
+            assert await bank.place(*items) in ([("", "HELD")] * 10, [("", "CAPTURED")] * 10)
+        assert await bank.capture(*ids) == [("", "CAPTURED")] * len(ids)
+        assert [await bank.money(user) for user in users] == [(960, 0)] * 10
+        assert_right(await bank.check())
+
+
 async def storm(bank: BalanceClient, users: list[str], ids: list[str], seed: int) -> None:
     """Random batches over few users and few ids, most of them shared with the other storms."""
     chance = random.Random(seed)
