@@ -100,7 +100,7 @@ class Buying:
     async def _send(self, items: Sequence[_Buy]) -> list[purchase.CreatePurchaseOutcome]:
         """Sends what is not sold out by now; an outcome for every item, in order."""
         now = self._clock()
-        outcomes: list[purchase.CreatePurchaseOutcome | None] = []
+        outcomes: list[purchase.CreatePurchaseOutcome | None] = []  # None: to be sent
         wanted: list[_Buy] = []
         for item in items:
             item.sent = True
@@ -113,10 +113,14 @@ class Buying:
         for item in wanted:
             if item.stock is not None:
                 item.stock.note_sent(item.mark, now)
-        answers = iter(await self._call(wanted) if wanted else ())
+        answered = await self._call(wanted) if wanted else ()
+        for item, outcome in zip(wanted, answered, strict=True):
+            if item.stock is not None and outcome.reason == ErrorReason.ERROR_REASON_SOLD_OUT:
+                item.stock.note_refused(item.mark)
         if wanted:
             # What was refused above cost nothing, and says nothing of what the service can do.
             self.limit.answered(len(wanted), self._batcher.queued, self._clock())
+        answers = iter(answered)
         return [next(answers) if outcome is None else outcome for outcome in outcomes]
 
     async def _call(self, items: Sequence[_Buy]) -> Sequence[purchase.CreatePurchaseOutcome]:

@@ -30,8 +30,8 @@ class SaleStock:
         self._complete = False
         self._sold_out_until = float("-inf")
         self._sent_s = sent_s
-        #: Fingerprint -> when it is forgotten, the next to be forgotten first.
-        self._sent: dict[int, float] = {}
+        #: Fingerprint -> when it is forgotten (the next to be forgotten first), and how often it was sent.
+        self._sent: dict[int, tuple[float, int]] = {}
 
     def apply(self, message: inventory.WatchStockResponse, now: float) -> None:
         """Takes in the next message of the stream."""
@@ -83,7 +83,17 @@ class SaleStock:
 
     def note_sent(self, mark: int, now: float) -> None:
         """Notes that the request of this fingerprint goes to the services now."""
-        while self._sent and self._sent[next(iter(self._sent))] <= now:
-            del self._sent[next(iter(self._sent))]
-        self._sent.pop(mark, None)
-        self._sent[mark] = now + self._sent_s
+        while self._sent:
+            oldest = next(iter(self._sent))
+            if self._sent[oldest][0] > now:
+                break
+            del self._sent[oldest]
+        _, times = self._sent.pop(mark, (now, 0))
+        self._sent[mark] = (now + self._sent_s, times + 1)
+
+    def note_refused(self, mark: int) -> None:
+        """Notes that the services refused it for lack of stock, so that it got nothing by having been sent."""
+        expires, times = self._sent.pop(mark, (0.0, 1))
+        if times > 1:
+            # Its place in the order changes with this; it is then forgotten a little late.
+            self._sent[mark] = (expires, times - 1)

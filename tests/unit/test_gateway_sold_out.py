@@ -86,6 +86,20 @@ def test_a_request_sent_on_is_remembered_as_long_as_its_call_can_live() -> None:
     assert len(stock._sent) == 1
 
 
+def test_a_request_the_services_refused_is_refused_at_the_door_next_time() -> None:
+    stock, mark = known(message(0, reset=True)), fingerprint("key")
+    stock.note_sent(mark, 10.0)
+    stock.note_refused(mark)
+    assert stock.is_sold_out_for("key", 10.1)
+    stock.note_sent(mark, 10.0)
+    stock.note_sent(mark, 10.0)
+    stock.note_refused(mark)
+    assert not stock.is_sold_out_for("key", 10.1), "its other copy is still on its way"
+    stock.note_refused(mark)
+    stock.note_refused(mark)
+    assert stock.is_sold_out_for("key", 10.1)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=30), st.integers(0, 1))
 def test_no_holder_is_ever_refused_whatever_comes_and_goes(steps: list[tuple[str, bool]], available: int) -> None:
     holders: set[str] = set()
