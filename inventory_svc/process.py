@@ -1,10 +1,9 @@
 """Wires the inventory service together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
@@ -17,6 +16,7 @@ from inventory_svc.servicer import InventoryServicer
 from inventory_svc.settings import PREFIX, MigrationSettings, Settings
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
+from inventory_svc.supervised import Supervised
 from mesh import migrations
 from mesh.logs import configure_logs, get_logger
 from mesh.postgres import Pool, open_pool
@@ -28,42 +28,6 @@ log = get_logger(__name__)
 
 #: SQL connections of the background work, which so never waits behind calls, nor they behind it.
 _BACKGROUND_CONNECTIONS = 3
-
-
-class Supervised:
-    """Tasks that run as long as the service; ``crash`` ends, with what was raised, as soon as one of them ends."""
-
-    def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[None]] = []
-        self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Runs ``work``, which is never meant to end."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        self._tasks.append(task)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        if task.cancelled():
-            return
-        error = task.exception() or RuntimeError(f"{task.get_name()} ended")
-        log.critical("a background task failed", task=task.get_name(), exc_info=error)
-        if not self._crash.done():
-            self._crash.set_exception(error)
-
-    async def crash(self) -> None:
-        """Waits until a task ends and raises what it raised."""
-        await asyncio.shield(self._crash)
-
-    async def stop(self) -> None:
-        """Cancels all tasks and waits for their end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._crash.done():
-            self._crash.exception()
-        else:
-            self._crash.cancel()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from inventory_svc.reservation_book import calibration_rows
 from inventory_svc.sale import Sale, SaleState, Stock, sale_not_found
 from inventory_svc.sale_book import SQL, SaleBook, sale_of_row
 from inventory_svc.stock_gate import LOAD_CHUNK, CalibrationCounts, StockGate
+from inventory_svc.supervised import end_tasks
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.postgres import Connection, Pool, in_transaction
@@ -231,8 +232,7 @@ class Recalibrator:
         """Lets recalibrations under way end, so that their gates do not stay closed; cancels what takes longer."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=most_s)
-            for task in late:
-                task.cancel()
+            await end_tasks(late)
 
 
 def _chunks(users: dict[str, int]) -> Iterable[dict[str, str | int]]:

@@ -14,6 +14,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from inventory_svc.sale import Stock
 from inventory_svc.stock_gate import Change, StockGate
+from inventory_svc.supervised import end_tasks
 from mesh.errors import DomainError
 from mesh.identity import fingerprint
 from mesh.logs import get_logger
@@ -98,6 +99,7 @@ class _Hub:
         self._position = 0
         self._read_at = self._changed_at = 0.0
         self._urgent = asyncio.Event()
+        self.stopped = False
 
     @property
     def stock(self) -> Stock | None:
@@ -111,8 +113,8 @@ class _Hub:
             self._urgent.set()
 
     async def run(self) -> None:
-        """Reads until cancelled."""
-        while True:
+        """Reads until stopped or cancelled; a cancellation alone can be lost (supervised.end_tasks)."""
+        while not self.stopped:
             try:
                 await self._read()
             except DomainError as error:
@@ -212,6 +214,8 @@ class StockWatch:
 
         Raises OVERLOADED beyond ``watchers_max`` streams, and UNAVAILABLE when the service drains.
         """
+        if self._closed:
+            raise _stopping()
         if self._watchers >= self._watchers_max:
             raise DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(self._watchers)})
         self._watchers += 1
@@ -221,14 +225,14 @@ class StockWatch:
             hub.subscribers.add(subscriber)
             if hub.stock is not None:
                 subscriber.news.set()
-            while not (subscriber.ended or self._closed):
+            while not subscriber.ended:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SILENCE_S_MAX):
                         await subscriber.news.wait()
                 if not subscriber.ended:
                     for update in list(subscriber.take(hub.stock, hub.known)):
                         yield update
-            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the service is stopping")
+            raise _stopping()
         finally:
             self._watchers -= 1
             self._leave(sale_id, subscriber)
@@ -252,17 +256,21 @@ class StockWatch:
             hub.subscribers.discard(subscriber)
             if not hub.subscribers:
                 del self._hubs[sale_id]
+                hub.stopped = True
                 task.cancel()
 
     async def close(self) -> None:
         """Ends every stream with UNAVAILABLE and takes no new ones."""
         self._closed = True
         tasks = [task for _, task in self._hubs.values()]
-        for hub, task in self._hubs.values():
-            task.cancel()
+        for hub, _ in self._hubs.values():
             for subscriber in hub.subscribers:
                 subscriber.ended = True
                 subscriber.news.set()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         if not self._failure.done():
             self._failure.cancel()
+
+
+def _stopping() -> DomainError:
+    return DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the service is stopping")
