@@ -92,11 +92,7 @@ class Buying:
         if len(wishes) < DIRECT_MIN:
             return list(await asyncio.gather(*(self._gathered(wish, deadline) for wish in wishes)))
         chunks = [wishes[start : start + BATCH_MAX] for start in range(0, len(wishes), BATCH_MAX)]
-        self._direct += len(wishes)
-        try:
-            parts = await asyncio.gather(*(self._begin(chunk, deadline) for chunk in chunks))
-        finally:
-            self._direct -= len(wishes)
+        parts = await asyncio.gather(*(self._begin(chunk, deadline) for chunk in chunks))
         return [outcome for part in parts for outcome in part]
 
     async def drain(self) -> None:
@@ -121,7 +117,14 @@ class Buying:
     async def _begin(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
         task = asyncio.get_running_loop().create_task(self._buy_batch(wishes, deadline))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._direct += len(wishes)
+
+        def ended(task: "asyncio.Task[list[Outcome]]") -> None:
+            # Counted by the work and not by the call: callers who give up must not make room for more.
+            self._direct -= len(wishes)
+            self._tasks.discard(task)
+
+        task.add_done_callback(ended)
         try:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(task)

@@ -214,6 +214,22 @@ async def test_beyond_its_bound_buyers_are_shed_and_told_when_to_return(servers:
         assert {outcome.reason for outcome in await batch(small, [wish(sale, "later-1")])} == {0}
 
 
+async def test_callers_who_give_up_make_no_room_for_more(servers: Servers) -> None:
+    async with purchase_rig(servers, waiting_max=300) as small:
+        sale = await small.new_sale(total=1000)
+        requests = pb.BatchCreatePurchasesRequest(requests=[wish(sale, f"user-{number}") for number in range(250)])
+        async with table_locked(small):
+            call = small.purchases.BatchCreatePurchases(requests, timeout=10)
+
+            async def reserved() -> bool:
+                return (await small.stock(sale))[1] == 250
+
+            await eventually(reserved)
+            call.cancel()
+            shed = await batch(small, [wish(sale, f"later-{number}") for number in range(100)])
+            assert {outcome.reason for outcome in shed} == {_R.ERROR_REASON_OVERLOADED}
+
+
 async def test_an_unreachable_inventory_is_told_as_unavailable_and_winners_still_get_their_purchase(
     servers: Servers, rig: PurchaseRig
 ) -> None:
