@@ -48,8 +48,14 @@ class Lane:
         self._book = book
         self._publisher = publisher
         self._deliveries: dict[int, deque[Delivery]] = {}
+        self._batch: dict[uuid.UUID, list[Delivery]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
+
+    @property
+    def partitions(self) -> set[int]:
+        """Partitions whose messages are in hand."""
+        return {*self._deliveries, *(each.partition for carried in self._batch.values() for each in carried)}
 
     def add(self, delivery: Delivery) -> None:
         """Takes a message over."""
@@ -68,11 +74,11 @@ class Lane:
             await self._wake.wait()
             if self._stopping.is_set():
                 return
-            batch = self._next_batch()
-            if not batch:
+            self._batch = self._next_batch()
+            if not self._batch:
                 self._wake.clear()
                 continue
-            if await self._settle(batch):
+            if await self._settle(self._batch):
                 pause_s = _PAUSE_MIN_S
             else:
                 # Whoever is away is away for the next batch too; going on would only use up attempts.

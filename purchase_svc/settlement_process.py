@@ -125,7 +125,7 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
             services,
             publisher,
             AbandonedSearch(sweep_book, services, min_age_ms=settings.abandoned_after_ms),
-            worker.ready_messages,
+            worker,
             SweepTimes(
                 settings.sweep_interval_ms / 1000, settings.unqueued_after_ms / 1000, _stale_after_s(settings, pace)
             ),

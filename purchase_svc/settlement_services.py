@@ -6,7 +6,6 @@ repeated by halves, so that a single purchase that the other side cannot digest 
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
 
 import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance_pb
@@ -38,7 +37,7 @@ class SettlementServices:
         """Sets the amount of each purchase aside for its sale."""
         by_id = {purchase.purchase_id: purchase for purchase in purchases}
 
-        async def call(ids: Sequence[uuid.UUID]) -> Iterable[Any]:
+        async def call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchPlaceHoldsRequest(holds=[_hold_of(by_id[each]) for each in ids])
             response = await self._balance.BatchPlaceHolds(request, timeout=self._timeout_s)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
@@ -48,7 +47,7 @@ class SettlementServices:
     async def capture_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Takes the money held."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchCaptureHoldsRequest(hold_ids=map(str, some))
             response = await self._balance.BatchCaptureHolds(request, timeout=self._timeout_s)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
@@ -58,7 +57,7 @@ class SettlementServices:
     async def release_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Gives the money held back to its owner's use."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchReleaseHoldsRequest(hold_ids=map(str, some))
             response = await self._balance.BatchReleaseHolds(request, timeout=self._timeout_s)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
@@ -68,7 +67,7 @@ class SettlementServices:
     async def confirm_reservations(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Turns reserved units into shares with numbers."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
             request = inventory_pb.BatchConfirmReservationsRequest(reservation_ids=map(str, some))
             response = await self._inventory.BatchConfirmReservations(request, timeout=self._timeout_s)
             return (
@@ -81,7 +80,7 @@ class SettlementServices:
     async def release_reservations(self, ids: Sequence[uuid.UUID], *, revoke_sold: bool) -> Answers:
         """Gives units back; with ``revoke_sold`` shares too."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[Any]:
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
             request = inventory_pb.BatchReleaseReservationsRequest(
                 reservation_ids=map(str, some), revoke_sold=revoke_sold
             )
@@ -125,18 +124,18 @@ def _hold_of(purchase: Claimed) -> balance_pb.PlaceHoldItem:
 
 
 async def _ask(
-    what: str, call: Callable[[Sequence[uuid.UUID]], Awaitable[Iterable[Any]]], ids: Sequence[uuid.UUID]
+    what: str, call: Callable[[Sequence[uuid.UUID]], Awaitable[Iterable[tuple[str, Answer]]]], ids: Sequence[uuid.UUID]
 ) -> Answers:
     """Calls for ``ids``, which may be none, and gives each its answer."""
     if not ids:
         return {}
     try:
-        pairs = [(uuid.UUID(answered), answer) for answered, answer in await call(ids)]
+        pairs = list(await call(ids))
     except grpc.aio.AioRpcError as error:
         failure = from_rpc_error(error)
     else:
-        if [answered for answered, _ in pairs] == list(ids):
-            return dict(pairs)
+        if [answered for answered, _ in pairs] == list(map(str, ids)):
+            return dict(zip(ids, (answer for _, answer in pairs), strict=True))
         failure = DomainError(ErrorReason.ERROR_REASON_INTERNAL, "answers do not match what was asked")
     log.warning("a call failed", call=what, items=len(ids), reason=reason_name(failure.reason))
     if failure.reason == ErrorReason.ERROR_REASON_INTERNAL and len(ids) > 1:

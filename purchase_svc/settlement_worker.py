@@ -53,6 +53,7 @@ class SettlementWorker:
         self._grace_s = grace_s
         self._stopping = asyncio.Event()
         self._connection: AbstractConnection | None = None
+        self._working: Sequence[Lane] = ()
 
     def stop(self) -> None:
         """Ends ``run`` after the batches under way."""
@@ -68,6 +69,10 @@ class SettlementWorker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECONNECT_PAUSE_S):
                     await self._stopping.wait()
+
+    def partitions_in_hand(self) -> list[int]:
+        """Partitions of which this worker has messages that are not acked yet."""
+        return sorted({partition for lane in self._working for partition in lane.partitions})
 
     async def ready_messages(self, partitions: Sequence[int]) -> dict[int, int]:
         """Messages that wait in the partitions' queues and are given to nobody. Raises UNAVAILABLE."""
@@ -99,13 +104,13 @@ class SettlementWorker:
             async with asyncio.timeout(_SUBSCRIBE_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=False)
                 tags = await self._subscribe(channel, lanes, lost)
-            self._connection = connection
+            self._connection, self._working = connection, lanes
             log.info("consuming", partitions=PARTITIONS, lanes=self._lanes)
             await self._until_ended(lost, tasks)
             if not lost.is_set():
                 await _unsubscribe(channel, tags)
         finally:
-            self._connection = None
+            self._connection, self._working = None, ()
             try:
                 await self._end_lanes(lanes, tasks)
             finally:

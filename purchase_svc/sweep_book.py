@@ -30,12 +30,16 @@ class SweepBook:
         """Lets another process sweep at once."""
         await self._execute(self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
 
+    async def note_busy(self, partitions: Sequence[int]) -> None:
+        """Notes that this process has messages of these partitions in hand."""
+        await self._execute(self._queries.note_busy, {"partitions": list(partitions)})
+
     async def list_unqueued(self, *, age_s: float, limit: int) -> list[tuple[uuid.UUID, int]]:
         """Purchases, with their partitions, that are ``age_s`` seconds old and not known to have been queued."""
         return await self._fetch(self._queries.list_unqueued, {"age_s": age_s, "limit": limit})
 
     async def list_silent_partitions(self, *, stale_s: float) -> list[int]:
-        """Partitions with a purchase that has shown no sign of life for ``stale_s`` seconds, and no other claimed."""
+        """Partitions with a purchase without a sign of life for ``stale_s`` seconds, and without a worker at work."""
         return [row[0] for row in await self._fetch(self._queries.list_silent_partitions, {"stale_s": stale_s})]
 
     async def list_lost(

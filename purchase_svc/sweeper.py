@@ -4,8 +4,8 @@ A message is published again only for a purchase that is in no queue any more, s
 
 - never known to be queued, and older than ``unqueued_after``; or
 - without a sign of life (queued or claimed) for ``stale_after``, and either overtaken in its partition, whose queue is
-  first in, first out, by a purchase queued that much later, or in a partition that has claimed nothing for as long and
-  in whose queue no message waits.
+  first in, first out, by a purchase queued that much later, or in a partition that has been silent for as long (nothing
+  claimed, no worker with messages of it in hand) and in whose queue no message waits.
 
 A needless message does no harm: what is final is skipped when it is claimed. PARKED is left alone.
 """
@@ -16,6 +16,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mesh.errors import DomainError, reason_name
 from mesh.logs import get_logger
@@ -38,7 +39,7 @@ _CLEANUP_AGE_S = 2.0
 _LEASE_S = 10.0
 #: A sweep may use one part in so many of the time, so that it never weighs on a sale with a long queue.
 _SHARE = 10
-_PAUSE_MAX_S = 60.0
+_PAUSE_MAX_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class SweepTimes:
     interval_s: float
     unqueued_after_s: float
     stale_after_s: float
+
+
+class Broker(Protocol):
+    """What the sweeper asks about the queues."""
+
+    def partitions_in_hand(self) -> list[int]:
+        """Partitions of which this process has messages that are not acked yet."""
+
+    async def ready_messages(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Messages that wait in the partitions' queues and are given to nobody. Raises UNAVAILABLE."""
 
 
 class Sweeper:
@@ -60,7 +71,7 @@ class Sweeper:
         services: SettlementServices,
         publisher: SettlementPublisher,
         abandoned: AbandonedSearch,
-        ready_messages: Callable[[Sequence[int]], Awaitable[dict[int, int]]],
+        broker: Broker,
         times: SweepTimes,
     ) -> None:
         self._book = book
@@ -68,7 +79,7 @@ class Sweeper:
         self._services = services
         self._publisher = publisher
         self._abandoned = abandoned
-        self._ready_messages = ready_messages
+        self._broker = broker
         self._times = times
         self._stopping = asyncio.Event()
 
@@ -81,12 +92,18 @@ class Sweeper:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             begun = loop.time()
+            await self._guard("busy", self._note_busy)
             await self._guard("lease", self._sweep_if_it_is_us)
             pause_s = min(_PAUSE_MAX_S, max(self._times.interval_s, _SHARE * (loop.time() - begun)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
         await self._guard("lease", self._sweep_book.give_back_lease)
+
+    async def _note_busy(self) -> None:
+        partitions = self._broker.partitions_in_hand()
+        if partitions:
+            await self._sweep_book.note_busy(partitions)
 
     async def _sweep_if_it_is_us(self) -> None:
         if await self._sweep_book.take_lease(_LEASE_S):
@@ -113,7 +130,7 @@ class Sweeper:
     async def _queue_lost(self) -> None:
         stale_s = self._times.stale_after_s
         silent = await self._sweep_book.list_silent_partitions(stale_s=stale_s)
-        ready = await self._ready_messages(silent) if silent else {}
+        ready = await self._broker.ready_messages(silent) if silent else {}
         empty = [partition for partition in silent if ready[partition] == 0]
         found = await self._sweep_book.list_lost(stale_s=stale_s, empty_partitions=empty, limit=_QUEUED_MAX)
         await self._queue(found, "lost by the broker")

@@ -10,6 +10,11 @@ RETURNING true;
 -- name: give_back_lease
 DELETE FROM settlement_leases WHERE lease_name = %(lease_name)s AND holder = %(holder)s;
 
+-- name: note_busy
+UPDATE settlement_partitions
+SET busy_time = clock_timestamp()
+WHERE partition = ANY(%(partitions)s::smallint[]);
+
 -- name: list_unqueued
 -- Purchases of which nobody knows that they were ever queued. now() and not clock_timestamp(), so that the index serves.
 SELECT purchase_id, partition
@@ -20,10 +25,11 @@ ORDER BY update_time
 LIMIT %(limit)s;
 
 -- name: list_silent_partitions
--- Partitions in which nothing was claimed for a while, and in which a purchase shows no sign of life for as long.
+-- Partitions in which nothing was claimed and of which no worker had messages in hand for a while, and in which a
+-- purchase shows no sign of life for as long.
 SELECT s.partition
 FROM settlement_partitions s
-WHERE (s.claim_time IS NULL OR s.claim_time < now() - %(stale_s)s::float8 * interval '1 second')
+WHERE COALESCE(GREATEST(s.claim_time, s.busy_time), '-infinity') < now() - %(stale_s)s::float8 * interval '1 second'
       AND EXISTS (
           SELECT 1
           FROM purchases p
@@ -35,7 +41,7 @@ ORDER BY s.partition;
 
 -- name: list_lost
 -- Purchases that are in no queue any more: overtaken by one that was queued well after their last sign of life, or in a
--- partition whose queue is empty and whose worker has nothing to do. Last sign of life: queued, or claimed.
+-- partition that is silent and whose queue is empty. Last sign of life: queued, or claimed.
 SELECT p.purchase_id, p.partition
 FROM purchases p
 JOIN settlement_partitions s USING (partition)
