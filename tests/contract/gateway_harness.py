@@ -108,7 +108,12 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.repeat_s = 0.2
         self.watches: list[str] = []
         self.reads = 0
-        self._queues: list[asyncio.Queue[inventory.WatchStockResponse]] = []
+        self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
+
+    def end_streams(self) -> None:
+        """Ends every stream as a service does that stops."""
+        for queue in self._queues:
+            queue.put_nowait(None)
 
     async def push(self, message: inventory.WatchStockResponse) -> None:
         """Sends a message on every stream of SALE; it is also the first of later streams, as a reset."""
@@ -123,7 +128,7 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.watches.append(request.sale_id)
         if request.sale_id not in self.last:
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
-        queue: asyncio.Queue[inventory.WatchStockResponse] = asyncio.Queue()
+        queue: asyncio.Queue[inventory.WatchStockResponse | None] = asyncio.Queue()
         self._queues.append(queue)
         try:
             yield self.last[request.sale_id]
@@ -131,6 +136,8 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
                 try:
                     async with asyncio.timeout(self.repeat_s):
                         message = await queue.get()
+                    if message is None:
+                        raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE)
                 except TimeoutError:
                     if self.silent:
                         continue

@@ -239,6 +239,39 @@ async def test_an_unknown_sale_is_404_and_soon_costs_no_call() -> None:
         assert len(h.gateway.parts.followers) == 0
 
 
+async def test_a_sale_that_is_asked_for_keeps_its_place_and_a_forgotten_one_makes_room() -> None:
+    async with harness(sales_max=1) as h:
+        await h.inventories.push(reading(0))
+        h.inventories.last[OTHER_SALE] = reading(5)
+        await h.followed()
+        followers = h.gateway.parts.followers
+        assert (await h.buy("key", sale=OTHER_SALE)).status == 202, "not followed, and bought all the same"
+        assert followers.known(OTHER_SALE) is None
+        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 60
+        assert (await h.buy("key")).status == 409
+        assert (await h.buy("key-2", sale=OTHER_SALE)).status == 202
+        assert followers.known(OTHER_SALE) is None, "a refusal at the door is asking too"
+        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 60
+        assert (await h.buy("key-3", sale=OTHER_SALE)).status == 202
+        assert followers.known(OTHER_SALE) is not None
+        assert followers.known(SALE) is None
+        assert list(followers.by_path) == [f"/v1/sales/{OTHER_SALE}/purchases"]
+
+
+async def test_the_inventory_service_may_be_restarted_and_the_sale_is_followed_again() -> None:
+    async with harness() as h:
+        await h.inventories.push(reading(0))
+        await h.followed()
+        h.inventories.end_streams()
+        known = h.gateway.parts.followers.known(SALE)
+        assert known is not None
+        await until(lambda: known.stock is None)
+        assert (await h.buy("key")).status == 202, "nothing is known while there is no stream"
+        await h.stock_is(0)
+        assert (await h.buy("other")).status == 409
+        assert len(h.inventories.watches) == 2
+
+
 async def test_a_request_without_a_good_token_is_401_and_makes_no_call_at_all() -> None:
     async with harness() as h:
         for authorization in ("", "Basic abc", "Bearer", "Bearer x.y.z", f"Bearer {issue('t' * 40, 'rich')}"):
