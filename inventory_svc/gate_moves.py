@@ -86,11 +86,11 @@ class GateMoves:
             min_age_ms = 0 if self._again.is_set() else period_ms
             self._again.clear()
             try:
-                await self._repeat_all(min_age_ms)
+                await self.repeat_all(min_age_ms)
             except DomainError as error:
                 log.warning("moves cannot be repeated", reason=error.reason_name)
 
-    async def _repeat_all(self, min_age_ms: int) -> None:
+    async def repeat_all(self, min_age_ms: int) -> None:
         # Page by page, so that moves of a sale that cannot follow yet do not stand in the way of the others'.
         last_id = 0
         while moves := await self._book.moves_left(min_age_ms=min_age_ms, after_id=last_id, most=_PAGE_MAX):
