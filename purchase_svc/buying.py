@@ -230,6 +230,7 @@ class Buying:
         try:
             response = await self._inventory.BatchReserveShares(request, timeout=left_s)
         except grpc.aio.AioRpcError as error:
+            log.warning("a reserve call failed", wishes=len(wishes), code=error.code().name)
             return [_reason_of_failed_call(from_rpc_error(error))] * len(wishes), {}
         asked = [item.reservation_id for item in request.items]
         if [outcome.reservation_id for outcome in response.outcomes] != asked:

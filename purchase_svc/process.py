@@ -74,6 +74,8 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
         )
         channel = open_channel(settings.inventory_target)
         stack.push_async_callback(channel.close)
+        # Connects now and without waiting, so that the first buyer need not.
+        channel.get_state(try_to_connect=True)
         inventory = InventoryServiceStub(channel)
         publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="purchase-serve"))
 
