@@ -1,10 +1,18 @@
 """Settling purchases against real inventory and balance services: ends, repetitions, refusals, outages."""
 
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from flashsale.balance.v1 import balance_service_pb2 as balance_pb
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.purchase.v1 import purchase_service_pb2 as pb
+from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
+from mesh.channels import open_channel
+from purchase_svc.pacing import Pace
+from purchase_svc.process import running_serve
+from purchase_svc.settings import ServeSettings
 from tests.support.servers import Servers
 from tests.support.settlement_rig import PRICE, SettlementRig, settlement_rig
 
@@ -56,4 +64,47 @@ async def test_every_message_delivered_many_times_to_two_workers_captures_once(r
             await rig.publish(ids, per_message=size)
         assert await rig.finished(ids) == {"CONFIRMED": 200}
         await rig.publish(ids)
+    await rig.audit()
+
+
+async def test_two_workers_together_send_at_the_rate_as_balance_sees_it(rig: SettlementRig) -> None:
+    rate, burst, buyers = 500, 100, 1_000
+    await rig.new_sale(buyers)
+    users = [f"user{n}" for n in range(buyers)]
+    await rig.fund(users)
+    ids = await rig.buy(users)
+    await rig.publish(ids)
+    async with rig.worker(rate_per_s=rate, burst=burst), rig.worker(rate_per_s=rate, burst=burst):
+        assert await rig.finished(ids) == {"CONFIRMED": buyers}
+    books = await rig.balance.CheckBooks(balance_pb.CheckBooksRequest(beneficiary=rig.sale_id))
+    assert books.holds_decided == buyers
+    assert books.holds_per_s_max <= rate + burst
+    # The bucket is full at the beginning; what comes after it comes at the rate.
+    span_s = (books.last_hold_time.ToNanoseconds() - books.first_hold_time.ToNanoseconds()) / 1e9
+    assert (buyers - Pace(rate, burst).capacity) / span_s == pytest.approx(rate, rel=0.05)
+    await rig.audit()
+
+
+async def test_purchases_bought_over_grpc_settle_by_themselves(rig: SettlementRig) -> None:
+    await rig.new_sale(200)
+    users = [f"user{n}" for n in range(200)]
+    await rig.fund(users)
+    settings = ServeSettings(
+        database_url=rig.settings.database_url,
+        amqp_url=rig.settings.amqp_url,
+        inventory_target=rig.settings.inventory_target,
+        listen="127.0.0.1:0",
+    )
+    async with running_serve(settings) as serving, rig.worker():
+        channel = open_channel(f"127.0.0.1:{serving.port}")
+        async with channel:
+            requests = [
+                pb.CreatePurchaseRequest(request_id="r1", user_id=user, sale_id=rig.sale_id, quantity=1)
+                for user in users
+            ]
+            response = await PurchaseServiceStub(channel).BatchCreatePurchases(
+                pb.BatchCreatePurchasesRequest(requests=requests)
+            )
+        ids = [uuid.UUID(outcome.purchase_id) for outcome in response.outcomes]
+        assert await rig.finished(ids) == {"CONFIRMED": 200}
     await rig.audit()

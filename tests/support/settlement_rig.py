@@ -1,6 +1,5 @@
 """Inventory and balance in this event loop, purchases in their database, and settlement workers on demand."""
 
-import asyncio
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -293,6 +292,8 @@ async def settlement_rig(
     servers: Servers, *, hold_ttl_s: float = 120.0, **changes: Any
 ) -> AsyncIterator[SettlementRig]:
     """Both services on fresh databases; ``changes`` go over the worker's settings (bucket opened, quick sweeps)."""
+    # Starting a server blocks the event loop, so all are there before anything connects.
+    amqp_url = servers.amqp_url
     async with AsyncExitStack() as stack:
         inventory = Service(
             inventory_svc.process.running,
@@ -316,10 +317,10 @@ async def settlement_rig(
         for service in (inventory, balance):
             await service.start()
             stack.push_async_callback(service.stop)
-        await empty_queues(servers.amqp_url)
+        await empty_queues(amqp_url)
         given: dict[str, Any] = {
             "database_url": purchase_url,
-            "amqp_url": servers.amqp_url,
+            "amqp_url": amqp_url,
             "inventory_target": inventory.target,
             "balance_target": balance.target,
             "listen": "127.0.0.1:0",
@@ -340,10 +341,5 @@ async def settlement_rig(
             balance,
             SettlementSettings(**(given | changes)),
             await stack.enter_async_context(open_pool(purchase_url, name="rig", size=6)),
-            await stack.enter_async_context(SettlementPublisher(servers.amqp_url, name="rig")),
+            await stack.enter_async_context(SettlementPublisher(amqp_url, name="rig")),
         )
-
-
-async def both(*works: Any) -> list[Any]:
-    """Runs coroutines at once; their results."""
-    return list(await asyncio.gather(*works))
