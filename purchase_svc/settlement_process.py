@@ -22,6 +22,7 @@ from purchase_svc.settlement import Settlement
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_lane import Lane
 from purchase_svc.settlement_publisher import SettlementPublisher
+from purchase_svc.settlement_queue import IDS_MAX
 from purchase_svc.settlement_services import SettlementServices
 from purchase_svc.settlement_settings import PREFIX, SettlementSettings
 from purchase_svc.settlement_worker import SettlementWorker
@@ -31,6 +32,8 @@ from purchase_svc.sweeper import Sweeper, SweepTimes
 log = get_logger(__name__)
 
 _SUMMARY_INTERVAL_S = 5.0
+_PREFETCH_MAX = 16
+_IN_HAND_S_MAX = 600
 #: The sweeper and the notes of retries never wait behind lanes for a connection.
 _SWEEP_POOL_SIZE = 2
 
@@ -82,12 +85,47 @@ async def _end(stop: Callable[[], None], task: "asyncio.Task[None]", grace_s: fl
         await asyncio.wait([task])
 
 
+def _prefetch(pace: Pace) -> int:
+    """Messages of one partition in hand: many small ones fill a batch, and even full ones are settled within minutes.
+
+    The broker takes back what is not acked for 30 minutes.
+    """
+    settled = pace.rate_per_s * _IN_HAND_S_MAX
+    return max(1, min(_PREFETCH_MAX, int(settled / (PARTITIONS * IDS_MAX))))
+
+
 def _stale_after_s(settings: SettlementSettings, pace: Pace) -> float:
     """The time without a sign of life after which a purchase may count as lost, seconds.
 
     At a slow pace a partition waits longer for its next turn: at most one batch of every partition's, taken twice.
     """
     return max(settings.stale_after_ms / 1000, 2 * PARTITIONS * pace.batch_max / pace.rate_per_s)
+
+
+def _new_worker(
+    settings: SettlementSettings,
+    pace: Pace,
+    settlement: Settlement,
+    book: SettlementBook,
+    publisher: SettlementPublisher,
+) -> SettlementWorker:
+    return SettlementWorker(
+        settings.amqp_url,
+        partial(Lane, settlement, book, publisher),
+        lanes=settings.lanes,
+        prefetch=_prefetch(pace),
+        grace_s=settings.grace_s,
+    )
+
+
+@asynccontextmanager
+async def _open_services(settings: SettlementSettings) -> AsyncIterator[SettlementServices]:
+    inventory, balance = open_channel(settings.inventory_target), open_channel(settings.balance_target)
+    try:
+        yield SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
+    finally:
+        await inventory.close()
+        await balance.close()
 
 
 @asynccontextmanager
@@ -99,38 +137,23 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
     await migrations.require_migrated(settings.database_url, MIGRATIONS_FOLDER)
     failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     pace = Pace(settings.rate_per_s, settings.burst)
-    async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(settings.database_url, name="settle", size=settings.pool_size))
-        sweep_pool = await stack.enter_async_context(
-            open_pool(settings.database_url, name="sweep", size=_SWEEP_POOL_SIZE)
-        )
-        inventory, balance = open_channel(settings.inventory_target), open_channel(settings.balance_target)
-        stack.push_async_callback(inventory.close)
-        stack.push_async_callback(balance.close)
-        services = SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
-        publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="settlement retries"))
-
-        book, retry_book = SettlementBook(pool), SettlementBook(sweep_pool)
+    async with (
+        open_pool(settings.database_url, name="settle", size=settings.pool_size) as pool,
+        open_pool(settings.database_url, name="sweep", size=_SWEEP_POOL_SIZE) as sweep_pool,
+        _open_services(settings) as services,
+        SettlementPublisher(settings.amqp_url, name="settlement retries") as publisher,
+        GrpcServer(settings.listen, [], grace_s=1.0) as server,
+        AsyncExitStack() as stack,
+    ):
+        book, sweep_book, retry_book = SettlementBook(pool), SweepBook(sweep_pool), SettlementBook(sweep_pool)
         settlement = Settlement(book, services, TokenBucket(pool, pace), attempts_max=settings.attempts_max)
-        worker = SettlementWorker(
-            settings.amqp_url,
-            partial(Lane, settlement, retry_book, publisher),
-            lanes=settings.lanes,
-            grace_s=settings.grace_s,
+        worker = _new_worker(settings, pace, settlement, retry_book, publisher)
+        abandoned = AbandonedSearch(sweep_book, services, min_age_ms=settings.abandoned_after_ms)
+        times = SweepTimes(
+            settings.sweep_interval_ms / 1000, settings.unqueued_after_ms / 1000, _stale_after_s(settings, pace)
         )
-        sweep_book = SweepBook(sweep_pool)
-        sweeper = Sweeper(
-            retry_book,
-            sweep_book,
-            services,
-            publisher,
-            AbandonedSearch(sweep_book, services, min_age_ms=settings.abandoned_after_ms),
-            worker,
-            SweepTimes(
-                settings.sweep_interval_ms / 1000, settings.unqueued_after_ms / 1000, _stale_after_s(settings, pace)
-            ),
-        )
-        server = await stack.enter_async_context(GrpcServer(settings.listen, [], grace_s=1.0))
+        sweeper = Sweeper(retry_book, sweep_book, services, publisher, abandoned, worker, times)
+
         summary = _start(_summarize(settlement), failed, "summary")
         stack.push_async_callback(_end, lambda: None, summary, 0)
         stack.push_async_callback(_end, sweeper.stop, _start(sweeper.run(), failed, "sweeper"), settings.grace_s)

@@ -32,9 +32,6 @@ _CONNECT_TIMEOUT_S = 5.0
 _SUBSCRIBE_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 2.0
 _RECONNECT_PAUSE_S = 0.5
-#: Messages of one partition that a worker may have unacked: enough small ones to fill a batch.
-_PREFETCH = 16
-
 # aiormq raises RuntimeError for a channel or connection that closed under the call.
 _BROKER_ERRORS = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
 
@@ -44,12 +41,16 @@ class LaneError(Exception):
 
 
 class SettlementWorker:
-    """Settles what the queues hold until stopped. Partition p belongs to lane p mod ``lanes`` of a session."""
+    """Settles what the queues hold until stopped. Partition p belongs to lane p mod ``lanes`` of a session.
 
-    def __init__(self, url: str, new_lane: Callable[[], Lane], *, lanes: int, grace_s: float) -> None:
+    At most ``prefetch`` messages of a partition are in hand, so that a lane's memory is bounded.
+    """
+
+    def __init__(self, url: str, new_lane: Callable[[], Lane], *, lanes: int, prefetch: int, grace_s: float) -> None:
         self._url = url
         self._new_lane = new_lane
         self._lanes = lanes
+        self._prefetch = prefetch
         self._grace_s = grace_s
         self._stopping = asyncio.Event()
         self._connection: AbstractConnection | None = None
@@ -139,7 +140,7 @@ class SettlementWorker:
         # The broker ends a consumer whose queue is deleted; the next session declares it again.
         underlay.on_consumer_cancel_callbacks.add(lambda _: lost.set())
         await declare(channel)
-        await channel.set_qos(prefetch_count=_PREFETCH)
+        await channel.set_qos(prefetch_count=self._prefetch)
         tags = {}
         for each in random.sample(range(PARTITIONS), PARTITIONS):
             queue = await channel.get_queue(queue_name(each), ensure=False)

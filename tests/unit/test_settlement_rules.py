@@ -59,8 +59,8 @@ def test_what_decides_nothing_takes_no_shares_away(name: str) -> None:
 @given(st.sampled_from([0, *REASONS]))
 def test_a_call_that_failed_as_a_whole_decides_nothing_whatever_its_reason(reason: int) -> None:
     unknown = Answer(reason, known=False)
-    assert not (unknown.done or unknown.no_money or unknown.no_shares)
-    assert not (unknown.nothing_held or unknown.nothing_reserved)
+    decided = [unknown.done, unknown.no_money, unknown.no_shares, unknown.nothing_held, unknown.nothing_reserved]
+    assert not any(decided)
 
 
 @given(st.sampled_from(REASONS))
