@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+# Looked up once: an enum's attributes are found by a search each time.
+_SOLD_OUT = ErrorReason.ERROR_REASON_SOLD_OUT
+
 #: How often requests that have waited too long are looked for, s.
 _OVERDUE_CHECK_S = 0.05
 #: A request waits at most so many times as long as promised before it is refused after all.
@@ -105,7 +108,7 @@ class Buying:
         for item in items:
             item.sent = True
             if item.stock is not None and item.stock.is_sold_out_for_queued(item.mark, now):
-                outcomes.append(purchase.CreatePurchaseOutcome(reason=ErrorReason.ERROR_REASON_SOLD_OUT))
+                outcomes.append(purchase.CreatePurchaseOutcome(reason=_SOLD_OUT))
                 continue
             outcomes.append(None)
             wanted.append(item)
@@ -115,7 +118,7 @@ class Buying:
                 item.stock.note_sent(item.mark, now)
         answered = await self._call(wanted) if wanted else ()
         for item, outcome in zip(wanted, answered, strict=True):
-            if item.stock is not None and outcome.reason == ErrorReason.ERROR_REASON_SOLD_OUT:
+            if item.stock is not None and outcome.reason == _SOLD_OUT:
                 item.stock.note_refused(item.mark)
         if wanted:
             # What was refused above cost nothing, and says nothing of what the service can do.

@@ -28,6 +28,10 @@ T = TypeVar("T")
 #: How long a sale's terms are believed, s, and of how many sales: everybody reloads the same page.
 _SALE_S, _SALES_MAX = 0.5, 256
 
+_STATE_NAMES: dict[int, str] = {
+    value: name.removeprefix("PURCHASE_STATE_") for name, value in purchase.PurchaseState.items()
+}
+
 _FINAL = frozenset(
     {
         purchase.PURCHASE_STATE_CONFIRMED,
@@ -39,9 +43,7 @@ _FINAL = frozenset(
 
 def purchase_state_name(state: int) -> str:
     """ "RESERVED" and so on; "UNKNOWN" for one that this version does not know."""
-    if state not in purchase.PurchaseState.values():
-        return "UNKNOWN"
-    return purchase.PurchaseState.Name(state).removeprefix("PURCHASE_STATE_")  # type: ignore[arg-type]
+    return _STATE_NAMES.get(state, "UNKNOWN")
 
 
 def _time(message: Any, field: str) -> str | None:

@@ -1,16 +1,21 @@
 """Who is asking: checks of bearer tokens (JWT, RFC 7519)."""
 
+import base64
+import hmac
 import json
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeGuard
 
+import msgspec
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import KeySet, OctKey, OKPKey
+from joserfc.jws import JWSRegistry
 
 from mesh.errors import DomainError
 from mesh.settings import SettingsError
@@ -19,23 +24,41 @@ from mesh.validation import is_name
 ISSUER = "flashsale"
 AUDIENCE = "flashsale"
 
-_CLAIMS = {
-    "iss": {"essential": True, "value": ISSUER},
-    "aud": {"essential": True, "value": AUDIENCE},
-    "sub": {"essential": True},
-    "exp": {"essential": True},
-}
+#: Token headers remembered as good.
+_HEADERS_MAX = 16
 
 
 def _refused(detail: str) -> DomainError:
     return DomainError(ErrorReason.ERROR_REASON_UNAUTHENTICATED, detail)
 
 
+def _is_time(value: Any) -> TypeGuard[float]:
+    """Whether a claim is a NumericDate (RFC 7519, section 2)."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def good_for(claims: Mapping[str, Any], now: float) -> tuple[str, float] | None:
+    """The user a token is for, and until when; None if it is not good at ``now``, seconds since the epoch.
+
+    Required are iss, aud (alone or among others), exp and sub; nbf counts where it is there. Written out, because the
+    library's own check of claims costs as much as the signature.
+    """
+    user_id, expires, not_before = claims.get("sub"), claims.get("exp"), claims.get("nbf", now)
+    audience = claims.get("aud")
+    if claims.get("iss") != ISSUER or AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
+        return None
+    if not _is_time(expires) or not _is_time(not_before) or not not_before <= now < expires:
+        return None
+    return (user_id, expires) if isinstance(user_id, str) and is_name(user_id) else None
+
+
 class TokenChecker:
     """Verifies tokens under one key and the algorithms that go with it, whatever a token's own header asks for.
 
     ``cache_max`` verified tokens are remembered until they expire, so that the repetitions of a request do not pay for
-    the signature again. ``clock`` is seconds since the epoch.
+    the signature again. ``clock`` is seconds since the epoch. With ``secret``, that of HS256, tokens whose header the
+    library has accepted before (an issuer writes the same one every time) are compared with their signature directly:
+    6 instead of 30 us, and one is due for each buyer of a crowd. Whatever does not match is the library's to refuse.
     """
 
     def __init__(
@@ -45,14 +68,16 @@ class TokenChecker:
         *,
         cache_max: int,
         clock: Callable[[], float] = time.time,
+        secret: bytes | None = None,
     ) -> None:
         self._key = key
-        self._algorithms = algorithms
         self._cache_max = cache_max
         self._clock = clock
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        registry = jwt.JWTClaimsRegistry(now=lambda: int(clock()), leeway=0, **_CLAIMS)  # type: ignore[arg-type]
-        self._validate = registry.validate
+        # Made once: by default the library makes one for every token.
+        self._registry = JWSRegistry(algorithms=list(algorithms))
+        self._secret = secret
+        self._headers: set[str] = set()
 
     def user_id(self, authorization: str | None) -> str:
         """The user named by an Authorization header. Raises UNAUTHENTICATED when it does not hold a good token."""
@@ -75,20 +100,38 @@ class TokenChecker:
 
     def _verified(self, token: str) -> tuple[str, float]:
         try:
-            claims = jwt.decode(token, self._key, algorithms=self._algorithms).claims
-            self._validate(claims)
-            user_id, expires = claims["sub"], float(claims["exp"])
-        except (JoseError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            claims = self._signed_claims(token) or self._claims(token)
+        except (JoseError, ValueError, TypeError, RecursionError) as error:
             # What the library says is for the operator; a forger learns only that the token is refused.
             raise _refused("the token is not valid") from error
-        if not isinstance(user_id, str) or not is_name(user_id):
-            raise _refused("the token's subject is not a user id")
-        return user_id, expires
+        good = good_for(claims, self._clock())
+        if good is None:
+            raise _refused("the token has expired or is not for here")
+        return good
+
+    def _claims(self, token: str) -> Mapping[str, Any]:
+        claims = jwt.decode(token, self._key, registry=self._registry).claims
+        if len(self._headers) < _HEADERS_MAX:
+            self._headers.add(token.partition(".")[0])
+        return claims
+
+    def _signed_claims(self, token: str) -> Mapping[str, Any] | None:
+        """The claims, if the token has a header known to be good and our signature."""
+        signed, _, signature = token.rpartition(".")
+        header, _, payload = signed.partition(".")
+        if self._secret is None or header not in self._headers or "." in payload:
+            return None
+        due = base64.urlsafe_b64encode(hmac.digest(self._secret, signed.encode(), "sha256")).rstrip(b"=")
+        if not hmac.compare_digest(due, signature.encode()):
+            return None
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=="))
+        return claims if isinstance(claims, dict) else None
 
 
 def checker_from_secret(secret: str, cache_max: int, clock: Callable[[], float] = time.time) -> TokenChecker:
     """Checks HS256 tokens signed with ``secret``."""
-    return TokenChecker(OctKey.import_key(secret), ("HS256",), cache_max=cache_max, clock=clock)
+    key = OctKey.import_key(secret)
+    return TokenChecker(key, ("HS256",), cache_max=cache_max, clock=clock, secret=secret.encode())
 
 
 def checker_from_jwks(path: Path, cache_max: int, clock: Callable[[], float] = time.time) -> TokenChecker:

@@ -220,6 +220,17 @@ async def test_a_client_that_leaves_in_the_middle_of_a_body_harms_nobody(h: Harn
     assert "gone" not in h.purchases.bought
 
 
+async def test_a_body_that_does_not_come_is_408(h: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.app._BODY_S_MAX", 0.2)
+    head = (
+        f"POST {BUY} HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {issue(SECRET, 'rich')}\r\nidempotency-key: late\r\n"
+    )
+    for rest in ("content-length: 14\r\n\r\n{", "transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"):
+        reply = await h.raw((head + rest).encode())
+        assert reply.startswith(b"408")
+        _is_problem(reply[4:], 408)
+
+
 async def test_the_metrics_count_no_internal_errors(h: Harness) -> None:
     """Runs last in this file: whatever was sent above, nothing was answered 500."""
     text = (await h.get("/metrics")).body.decode()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import KeySet, OctKey, OKPKey, RSAKey
 
 from gateway.local_tokens import issue
@@ -75,14 +75,22 @@ def test_a_claim_that_is_missing_wrong_or_over_is_refused(change: dict[str, Any]
     refused(checker(), "Bearer " + signed(claims))
 
 
-def test_a_forged_token_is_refused_whatever_its_header_says() -> None:
+@pytest.mark.parametrize("known_header", [False, True])
+def test_a_forged_token_is_refused_whatever_its_header_says(known_header: bool) -> None:
     made = checker()
+    if known_header:
+        made.user_id("Bearer " + signed(GOOD | {"sub": "bob"}))
     header, payload, signature = signed(GOOD).split(".")
     changed = unsigned({"alg": "HS256"}, GOOD | {"sub": "mallory"}).split(".")[1]
     for token in (
         signed(GOOD, secret="m" * 48),
         f"{header}.{changed}.{signature}",
         f"{header}.{payload}.",
+        f"{header}.{payload}.{signature[:-1]}",
+        f"{header}.{payload}.{signature}=",
+        f"{header}.{payload}.{signature}.{signature}",
+        f"{header}.{payload}.{payload}.{signature}",
+        f".{header}.{payload}.{signature}",
         f"{header}.{payload}",
         unsigned({"alg": "none"}, GOOD),
         unsigned({"alg": "NONE"}, GOOD),
@@ -99,6 +107,17 @@ def test_a_forged_token_is_refused_whatever_its_header_says() -> None:
         "[" * 3000,
     ):
         refused(made, f"Bearer {token}")
+
+
+def test_a_known_header_changes_nothing_about_claims_and_payloads() -> None:
+    made = checker()
+    for i in range(3):
+        assert made.user_id("Bearer " + signed(GOOD | {"sub": f"user-{i}"})) == f"user-{i}"
+    refused(made, "Bearer " + signed(GOOD | {"exp": int(NOW) - 1}))
+    refused(made, "Bearer " + signed(GOOD | {"aud": "other"}))
+    for payload in (b"", b"[]", b"null", b'"text"', b"{", b"\xff"):
+        text = jws.serialize_compact({"alg": "HS256", "typ": "JWT"}, payload, OctKey.import_key(SECRET))
+        refused(made, "Bearer " + text)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic YTpi", "Token x", "Bearer  ", "x" * 4000])
