@@ -52,14 +52,15 @@ class AbandonedSearch:
         for _ in range(pages_max):
             if not self._places:
                 break
+            place = self._places.popleft()
             try:
-                found += await self._look(self._places[0])
+                found += await self._look(place)
             except DomainError:
-                # The others first, so that one sale that cannot be read does not keep the search from them.
-                self._places.rotate(-1)
+                # To the end, so that one sale that cannot be read does not keep the search from the others.
+                self._places.append(place)
                 raise
-            if not self._places[0].page_token:
-                self._places.popleft()
+            if place.page_token:
+                self._places.appendleft(place)
         return found
 
     async def _sales(self) -> AsyncIterator[pb.Sale]:
