@@ -166,20 +166,43 @@ class App:
         """Checks from cheap to dear, then buys."""
         parts, headers, now = self._parts, scope.headers, self._now()
         length = body_length(headers.get("content-length"))
-        authorization = headers.get("authorization")
-        check_authorization_length(authorization)
+        check_authorization_length(headers.get("authorization"))
         request_id = idempotency_key(headers.get("idempotency-key"))
-        at_door = self._at_door.get(scope.path)
-        sale_id = at_door.stock.sale_id if at_door is not None else _uuid("sale_id", sale_text)
-        known = parts.followers.known(sale_id)
-        if known is not None and known.is_sold_out_for(request_id, now):
+        followed = self._at_door.get(scope.path)
+        if followed is None:
+            # Not followed yet, or the id is not written in its canonical form.
+            sale_id = _uuid("sale_id", sale_text)
+            followed = parts.followers.find(sale_id)
+        if followed is None:
+            return await self._buy_admitted(scope, protocol, sale_id, request_id, length)
+        stock, turns = followed.stock, followed.turns
+        if stock.is_sold_out_for(request_id, now):
             return _SOLD_OUT
+        if stock.is_held_by(request_id):
+            return await self._buy_admitted(scope, protocol, stock.sale_id, request_id, length)
+        try:
+            await turns.enter(parts.buying.wait_s_max)
+        except TimeoutError:
+            raise parts.buying.overloaded(now) from None
+        try:
+            # The last unit may have gone while it waited.
+            if stock.is_sold_out_for(request_id, self._now()):
+                return _SOLD_OUT
+            return await self._buy_admitted(scope, protocol, stock.sale_id, request_id, length)
+        finally:
+            turns.leave()
+
+    async def _buy_admitted(
+        self, scope: Scope, protocol: HTTPProtocol, sale_id: str, request_id: str, length: int | None
+    ) -> Answer:
+        """The dearer checks, and the purchase."""
+        parts, headers, now = self._parts, scope.headers, self._now()
         if parts.followers.is_missing(sale_id, now):
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND, metadata={"sale_id": sale_id})
         if parts.draining.is_set():
             raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "shutting down; send the same request again")
         parts.buying.check_room(now)
-        user_id = parts.tokens.user_id(authorization)
+        user_id = parts.tokens.user_id(headers.get("authorization"))
         self._check_user_rate(user_id, now)
         followed = parts.followers.follow(sale_id, now)
         quantity = quantity_of(await _body(headers, protocol, length))

@@ -55,7 +55,9 @@ class Buying:
     def __init__(self, stub: "PurchaseServiceAsyncStub", settings: Settings, limit: QueueLimit, clock: Clock) -> None:
         self._stub = stub
         self._timeout_s = settings.purchase_timeout_ms / 1000
-        self._overdue_s = settings.queue_wait_ms / 1000 * _OVERDUE_FACTOR
+        #: The longest wait that is promised to a request, s.
+        self.wait_s_max = settings.queue_wait_ms / 1000
+        self._overdue_s = self.wait_s_max * _OVERDUE_FACTOR
         self._clock = clock
         self.limit = limit
         self._batcher: Batcher[_Buy, purchase.CreatePurchaseOutcome] = Batcher(
@@ -78,11 +80,12 @@ class Buying:
 
     def check_room(self, now: float) -> None:
         """Raises OVERLOADED, with a time to return, when more wait than can be answered in time."""
-        queued = self._batcher.queued
-        if queued >= self.limit.length_max:
-            raise self._overloaded(queued, now)
+        if self._batcher.queued >= self.limit.length_max:
+            raise self.overloaded(now)
 
-    def _overloaded(self, queued: int, now: float) -> DomainError:
+    def overloaded(self, now: float) -> DomainError:
+        """The refusal of a request that cannot be answered in time, with a time to return."""
+        queued = self._batcher.queued
         return DomainError(
             ErrorReason.ERROR_REASON_OVERLOADED,
             "more is waiting than can be answered in time; send the same request again after the delay",
@@ -150,7 +153,7 @@ class Buying:
                 if not (item.sent or future.done()):
                     if now < item.queued_at + self._overdue_s:
                         break
-                    future.set_exception(self._overloaded(self._batcher.queued, now))
+                    future.set_exception(self.overloaded(now))
                     # Whoever asked may be gone by now.
                     future.exception()
                 self._waiting.popleft()

@@ -10,6 +10,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from gateway.background import Background
 from gateway.sold_out import SaleStock
+from gateway.stock_turns import StockTurns
 from gateway.user_rate import UserRate
 from mesh.logs import get_logger
 
@@ -35,8 +36,9 @@ _ANONYMOUS_PER_S = 20.0
 class Followed:
     """A sale that is being followed."""
 
-    def __init__(self, stock: SaleStock, now: float) -> None:
+    def __init__(self, stock: SaleStock, turns: StockTurns, now: float) -> None:
         self.stock = stock
+        self.turns = turns
         self.asked_at = now
         #: Streams that show it to somebody now.
         self.viewers = 0
@@ -47,10 +49,11 @@ class Followed:
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> None:
-        """Tells everybody who waits in ``changed`` to look again."""
+        """Tells everybody who waits in ``changed``, or for a turn, to look again."""
         if not self._changed.done():
             self._changed.set_result(None)
         self._changed = asyncio.get_running_loop().create_future()
+        self.turns.look_again()
 
     async def changed(self) -> None:
         """Waits until the reading has changed."""
@@ -60,7 +63,8 @@ class Followed:
 class StockFollowers:
     """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another.
 
-    Where there is no room a sale is not followed, and its purchases all go through normal admission.
+    At most ``waiting_max`` requests wait for a turn at each. Where there is no room a sale is not followed, and its
+    purchases all go through normal admission.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class StockFollowers:
         sales_max: int,
         fingerprints_max: int,
         sent_s: float,
+        waiting_max: int,
     ) -> None:
         self._stub = stub
         self._background = background
         self._sales_max = sales_max
         self._fingerprints_max = fingerprints_max
         self._sent_s = sent_s
+        self._waiting_max = waiting_max
         self._followed: dict[str, Followed] = {}
         self._missing: OrderedDict[str, float] = OrderedDict()
         self._anonymous = UserRate(_ANONYMOUS_PER_S, int(_ANONYMOUS_PER_S), 1)
@@ -90,9 +96,18 @@ class StockFollowers:
         """What is known of every followed sale."""
         return [followed.stock for followed in self._followed.values()]
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a turn, over all sales."""
+        return sum(followed.turns.waiting for followed in self._followed.values())
+
     def is_missing(self, sale_id: str, now: float) -> bool:
         """Whether the Inventory Service said a moment ago that there is no such sale."""
         return bool(self._missing) and self._missing.get(sale_id, float("-inf")) > now
+
+    def find(self, sale_id: str) -> Followed | None:
+        """The sale, if it is followed. ``sale_id`` is canonical."""
+        return self._followed.get(sale_id)
 
     def known(self, sale_id: str) -> SaleStock | None:
         """What is known of a sale, if it is followed."""
@@ -111,7 +126,9 @@ class StockFollowers:
             return None
         if len(self._followed) >= self._sales_max and not self._make_room(now):
             return None
-        followed = Followed(SaleStock(sale_id, self._fingerprints_max, self._sent_s), now)
+        stock = SaleStock(sale_id, self._fingerprints_max, self._sent_s)
+        turns = StockTurns(stock, waiting_max=self._waiting_max, clock=asyncio.get_running_loop().time)
+        followed = Followed(stock, turns, now)
         self._followed[sale_id] = followed
         self.by_path[f"/v1/sales/{sale_id}/purchases"] = followed
         followed.task = self._background.start(self._run(followed), f"follow {sale_id}")

@@ -145,6 +145,7 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
         sales_max=settings.sales_max,
         fingerprints_max=settings.fingerprints_max,
         sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
+        waiting_max=settings.queue_max,
     )
     bounds = QueueBounds(
         settings.queue_min, settings.queue_max, settings.queue_wait_ms / 1000, settings.rate_initial_per_s
@@ -158,6 +159,7 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
         {
             "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
             "gateway_queue_requests_max": ("Purchases that may wait now", lambda: buying.limit.length_max),
+            "gateway_turns_waiting": ("Purchases that wait until a unit may be theirs", lambda: followers.waiting),
             "gateway_batches_in_flight": ("Calls that buy, under way", lambda: buying.in_flight),
             "gateway_service_rate_per_s": ("Measured rate of answers to purchases", lambda: buying.limit.rate_per_s),
             "gateway_reads_in_flight": ("Reads under way", lambda: reading.reads),

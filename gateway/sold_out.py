@@ -77,6 +77,11 @@ class SaleStock:
         mark = fingerprint(request_id)
         return mark not in self._fingerprints and mark not in self._sent
 
+    def is_held_by(self, request_id: str) -> bool:
+        """Whether a request holds a unit, or was sent on lately and may have got one."""
+        mark = fingerprint(request_id)
+        return mark in self._fingerprints or mark in self._sent
+
     def is_sold_out_for_queued(self, mark: int, now: float) -> bool:
         """The same for a request of fingerprint ``mark`` that waits and has not been sent on."""
         return now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent
