@@ -77,22 +77,40 @@ class App:
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answers one request."""
         followed = self._at_door.get(scope.path)
-        # The door: nothing here waits or looks further than this process. Not even the body is read: that would cost
-        # as much as all the rest. A body that has not come by then makes the server close the connection.
-        if followed is not None and scope.method == "POST":
-            headers = scope.headers
-            key = headers.get("idempotency-key")
-            now = self._now()
-            if (
-                key is not None
-                and followed.stock.is_sold_out_for(key, now)
-                and is_idempotency_key(key)
-                and _is_small(headers.get("content-length"))
-            ):
-                followed.asked_at = now
-                self._metrics.sold_out_at_door += 1
-                protocol.response_bytes(409, _SOLD_OUT_HEADERS, _SOLD_OUT_BODY)
-                return
+        if followed is None or scope.method != "POST":
+            await self._count_and_answer(scope, protocol)
+            return
+        headers = scope.headers
+        key = headers.get("idempotency-key")
+        if key is None or not is_idempotency_key(key) or not _is_small(headers.get("content-length")):
+            await self._count_and_answer(scope, protocol)
+            return
+        # The door: nothing before the sale's turn looks further than this process.
+        stock, turns, mark, now = followed.stock, followed.turns, fingerprint(key), self._now()
+        followed.asked_at = now
+        if stock.is_sold_out_for(mark, now):
+            self._refuse_at_door(protocol)
+        elif stock.is_held_by(mark):
+            await self._count_and_answer(scope, protocol)
+        elif await turns.enter(self._parts.buying.wait_s_max):
+            try:
+                # The last unit may have gone while it waited.
+                if stock.is_sold_out_for(mark, self._now()):
+                    self._refuse_at_door(protocol)
+                else:
+                    await self._count_and_answer(scope, protocol)
+            finally:
+                turns.leave()
+        else:
+            answer = domain_problem(self._parts.buying.overloaded(now))
+            self._metrics.answered("buy", answer.status, answer.reason)
+            protocol.response_bytes(answer.status, answer.headers, answer.body)
+
+    def _refuse_at_door(self, protocol: HTTPProtocol) -> None:
+        self._metrics.sold_out_at_door += 1
+        protocol.response_bytes(409, _SOLD_OUT_HEADERS, _SOLD_OUT_BODY)
+
+    async def _count_and_answer(self, scope: Scope, protocol: HTTPProtocol) -> None:
         self.in_flight += 1
         try:
             await self._answer(scope, protocol)
@@ -166,50 +184,29 @@ class App:
         """Checks from cheap to dear, then buys."""
         parts, headers, now = self._parts, scope.headers, self._now()
         length = body_length(headers.get("content-length"))
-        check_authorization_length(headers.get("authorization"))
+        authorization = headers.get("authorization")
+        check_authorization_length(authorization)
         request_id = idempotency_key(headers.get("idempotency-key"))
-        followed = self._at_door.get(scope.path)
-        if followed is None:
-            # Not followed yet, or the id is not written in its canonical form.
-            sale_id = _uuid("sale_id", sale_text)
-            followed = parts.followers.find(sale_id)
-        if followed is None:
-            return await self._buy_admitted(scope, protocol, sale_id, request_id, length)
-        stock, turns = followed.stock, followed.turns
-        if stock.is_sold_out_for(request_id, now):
+        at_door = self._at_door.get(scope.path)
+        sale_id = at_door.stock.sale_id if at_door is not None else _uuid("sale_id", sale_text)
+        mark = fingerprint(request_id)
+        # The door has looked at most; not at a large body, or at an id that is not in its canonical form.
+        known = parts.followers.known(sale_id)
+        if known is not None and known.is_sold_out_for(mark, now):
             return _SOLD_OUT
-        if stock.is_held_by(request_id):
-            return await self._buy_admitted(scope, protocol, stock.sale_id, request_id, length)
-        try:
-            await turns.enter(parts.buying.wait_s_max)
-        except TimeoutError:
-            raise parts.buying.overloaded(now) from None
-        try:
-            # The last unit may have gone while it waited.
-            if stock.is_sold_out_for(request_id, self._now()):
-                return _SOLD_OUT
-            return await self._buy_admitted(scope, protocol, stock.sale_id, request_id, length)
-        finally:
-            turns.leave()
-
-    async def _buy_admitted(
-        self, scope: Scope, protocol: HTTPProtocol, sale_id: str, request_id: str, length: int | None
-    ) -> Answer:
-        """The dearer checks, and the purchase."""
-        parts, headers, now = self._parts, scope.headers, self._now()
         if parts.followers.is_missing(sale_id, now):
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND, metadata={"sale_id": sale_id})
         if parts.draining.is_set():
             raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "shutting down; send the same request again")
         parts.buying.check_room(now)
-        user_id = parts.tokens.user_id(headers.get("authorization"))
+        user_id = parts.tokens.user_id(authorization)
         self._check_user_rate(user_id, now)
         followed = parts.followers.follow(sale_id, now)
         quantity = quantity_of(await _body(headers, protocol, length))
         outcome = await parts.buying.buy(
             purchase.CreatePurchaseRequest(request_id=request_id, user_id=user_id, sale_id=sale_id, quantity=quantity),
             followed.stock if followed is not None else None,
-            fingerprint(request_id),
+            mark,
         )
         if outcome.reason:
             raise DomainError(

@@ -2,8 +2,6 @@
 
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
-from mesh.identity import fingerprint
-
 #: A reading older than this is no longer acted upon, s: the stream sends one at least every 250 ms.
 READING_S_MAX = 1.0
 
@@ -69,22 +67,14 @@ class SaleStock:
         """The reading, if it is not older than READING_S_MAX."""
         return self.stock if now < self.read_at + READING_S_MAX else None
 
-    def is_sold_out_for(self, request_id: str, now: float) -> bool:
-        """Whether a request can be refused at the door: nothing is available now, and it is none that holds a unit or
-        is on its way to one."""
-        if now >= self._sold_out_until:
-            return False
-        mark = fingerprint(request_id)
-        return mark not in self._fingerprints and mark not in self._sent
-
-    def is_held_by(self, request_id: str) -> bool:
-        """Whether a request holds a unit, or was sent on lately and may have got one."""
-        mark = fingerprint(request_id)
-        return mark in self._fingerprints or mark in self._sent
-
-    def is_sold_out_for_queued(self, mark: int, now: float) -> bool:
-        """The same for a request of fingerprint ``mark`` that waits and has not been sent on."""
+    def is_sold_out_for(self, mark: int, now: float) -> bool:
+        """Whether the request of this fingerprint can be refused: nothing is available now, and it is none that holds a
+        unit or is on its way to one."""
         return now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent
+
+    def is_held_by(self, mark: int) -> bool:
+        """Whether the request of this fingerprint holds a unit, or was sent on lately and may have got one."""
+        return mark in self._fingerprints or mark in self._sent
 
     def note_sent(self, mark: int, now: float) -> None:
         """Notes that the request of this fingerprint goes to the services now."""

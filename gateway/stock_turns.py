@@ -21,6 +21,11 @@ def _can_tell(stock: inventory.Stock | None) -> TypeGuard[inventory.Stock]:
     return stock is not None and stock.open and stock.available > 0
 
 
+def _give_up(turn: "asyncio.Future[bool]") -> None:
+    if not turn.done():
+        turn.set_result(False)
+
+
 class StockTurns:
     """The turns of one sale: as many requests inside as there are units, and a few more; the others wait here.
 
@@ -36,7 +41,7 @@ class StockTurns:
         self._waiting_max = waiting_max
         self._clock = clock
         self._inside = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
 
     @property
     def inside(self) -> int:
@@ -53,24 +58,28 @@ class StockTurns:
         stock = self._stock.fresh_stock(now)
         return not _can_tell(stock) or self._inside < stock.available + _MARGIN
 
-    async def enter(self, wait_s_max: float) -> None:
-        """Waits for a place; whoever got one must ``leave``. Raises TimeoutError after ``wait_s_max`` seconds, and at
-        once when too many wait. A place says nothing of the stock: it may be gone by then."""
+    async def enter(self, wait_s_max: float) -> bool:
+        """Waits for a place; whoever got one (True) must ``leave``. False after ``wait_s_max`` seconds, and at once
+        when too many wait. A place says nothing of the stock: it may be gone by then."""
         if not self._waiting and self._free(self._clock()):
             self._inside += 1
-            return
+            return True
         if len(self._waiting) >= self._waiting_max:
-            raise TimeoutError
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return False
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
         self._waiting.append(turn)
+        # A timer of its own: asyncio.timeout would cost each of a crowd several times as much.
+        timer = loop.call_later(wait_s_max, _give_up, turn)
         try:
-            async with asyncio.timeout(wait_s_max):
-                await turn
-        except BaseException:
-            if not turn.cancelled():
+            return await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.result():
                 # It was given its place at the very moment at which it gave up.
                 self.leave()
             raise
+        finally:
+            timer.cancel()
 
     def leave(self) -> None:
         """Gives the place to the next."""
@@ -89,4 +98,4 @@ class StockTurns:
                 # Counted here and not when it runs, so that no place is given twice.
                 self._inside += 1
                 places -= 1
-                turn.set_result(None)
+                turn.set_result(True)
