@@ -7,6 +7,7 @@ how pools starve.
 import asyncio
 import random
 import re
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,6 +73,18 @@ _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailu
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, TooManyRequests)
 
 
+async def _check_connection(conn: Connection) -> None:
+    """Raises when the connection is broken, so that the pool replaces it before anybody is given it.
+
+    A server that ended has said so, or the kernel for it: then there is something to read on an idle connection. The
+    pool's own check asks the server each time, which costs every transaction another round trip.
+    """
+    poll = select.poll()
+    poll.register(conn.pgconn.socket, select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(conn)
+
+
 @asynccontextmanager
 async def open_pool(url: str, *, name: str, size: int, waiting_max: int = 256) -> AsyncIterator[Pool]:
     """A pool of ``size`` connections in READ COMMITTED with autocommit, closed on leaving.
@@ -86,7 +99,7 @@ async def open_pool(url: str, *, name: str, size: int, waiting_max: int = 256) -
         max_waiting=waiting_max,
         timeout=_CONNECTION_WAIT_S,
         reconnect_timeout=5.0,
-        check=AsyncConnectionPool.check_connection,
+        check=_check_connection,
         open=False,
         name=name,
         kwargs={
