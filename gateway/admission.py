@@ -99,7 +99,8 @@ class QueueLimit:
     #: Weight of the newest window.
     WEIGHT = 0.4
     RETRY_MS_MIN = 50
-    RETRY_MS_MAX = 5000
+    #: A crowd that is told to come back much later misses stock that returns, or learns late that there is none.
+    RETRY_MS_MAX = 1000
 
     def __init__(self, bounds: QueueBounds) -> None:
         self._bounds = bounds

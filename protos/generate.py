@@ -21,7 +21,10 @@ def generate(target: Path) -> None:
     """Writes the stubs and their types below ``target``, which must exist."""
     files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     services = [name for name in files if name.endswith("_service.proto")]
-    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(PROTOS)]
+    # Named in full: the environment's programs need not be on the path.
+    programs = Path(sys.executable).parent
+    plugins = [f"--plugin={name}={programs / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(PROTOS), *plugins]
     subprocess.run([*protoc, f"--python_out={target}", f"--mypy_out=quiet:{target}", *files], check=True, cwd=ROOT)
     subprocess.run(
         [*protoc, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *services],
