@@ -1,11 +1,10 @@
 """RabbitMQ connections: heartbeats of seconds, publishes that never hang."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import contextlib
 
 import aio_pika
-from aio_pika.abc import AbstractExchange, AbstractRobustConnection
+from aio_pika.abc import AbstractConnection, AbstractExchange
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
@@ -14,20 +13,42 @@ from mesh.errors import DomainError
 _HEARTBEAT_S = 5
 
 
-@asynccontextmanager
-async def open_rabbit(url: str, *, name: str) -> AsyncIterator[AbstractRobustConnection]:
-    """A connection that restores itself, its channels and its consumers after a broker restart."""
-    connection = await aio_pika.connect_robust(
+#: What a broker that is away or going away makes of a call. aiormq raises RuntimeError for a channel or connection that
+#: closed under it.
+BROKER_ERRORS = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
+_CLOSE_S_MAX = 2.0
+
+
+class _Connection(aio_pika.Connection):
+    """Is closed when it fails to connect. aio-pika's own would try to close itself whenever it is collected."""
+
+    async def connect(self, timeout: float | None = None) -> None:
+        try:
+            await super().connect(timeout)
+        except BaseException:
+            await self.close()
+            raise
+
+
+async def connect_rabbit(url: str, *, name: str, timeout_s: float = 5.0) -> AbstractConnection:
+    """A connection that does not restore itself; after any failure a new one is made. Raises one of BROKER_ERRORS.
+
+    On one that restores itself publishes can hang meanwhile (aio-pika#556, #636).
+    """
+    return await aio_pika.connect(
         url,
         heartbeat=_HEARTBEAT_S,
-        timeout=10,
-        reconnect_interval=1,
+        timeout=timeout_s,
         client_properties={"connection_name": name},
+        connection_class=_Connection,
     )
-    try:
-        yield connection
-    finally:
-        await connection.close()
+
+
+async def close_rabbit(connection: AbstractConnection) -> None:
+    """Closes it, within 2 s, whether or not the broker still answers."""
+    with contextlib.suppress(*BROKER_ERRORS):
+        async with asyncio.timeout(_CLOSE_S_MAX):
+            await connection.close()
 
 
 async def publish_confirmed(

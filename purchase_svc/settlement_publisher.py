@@ -1,20 +1,18 @@
 """Publishing to the settlement queue over a connection that is replaced as a whole after any failure."""
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
 from mesh.logs import get_logger
-from mesh.rabbit import publish_confirmed
+from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit, publish_confirmed
 from purchase_svc.settlement_queue import (
     EXCHANGE,
     MESSAGE_TYPE,
@@ -27,24 +25,14 @@ from purchase_svc.settlement_queue import (
 
 log = get_logger(__name__)
 
-_HEARTBEAT_S = 5
 #: Declaring 20 quorum queues on a fresh broker takes seconds.
 _CONNECT_TIMEOUT_S = 30.0
-_CLOSE_TIMEOUT_S = 2.0
-# aiormq raises RuntimeError for a channel or connection that closed under the call.
-_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
 
 
 def _away(error: BaseException | None = None) -> DomainError:
     away = DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away")
     away.__cause__ = error
     return away
-
-
-async def _close(connection: AbstractConnection) -> None:
-    with contextlib.suppress(*_BROKER_ERRORS):
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await connection.close()
 
 
 class _Link:
@@ -91,7 +79,7 @@ class SettlementPublisher:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         if self._link is not None:
-            await _close(self._link.connection)
+            await close_rabbit(self._link.connection)
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -140,7 +128,7 @@ class SettlementPublisher:
             except DomainError:
                 self._retire(link)
                 raise
-            except _BROKER_ERRORS as error:
+            except BROKER_ERRORS as error:
                 self._retire(link)
                 raise _away(error) from error
             finally:
@@ -179,21 +167,19 @@ class SettlementPublisher:
             log.info("connected to the message broker", connection=self._name)
             return
         self._not_before = asyncio.get_running_loop().time() + self._pause_s
-        if isinstance(error, _BROKER_ERRORS):
+        if isinstance(error, BROKER_ERRORS):
             log.warning("the message broker is away", connection=self._name, error=type(error).__name__)
         else:
             log.error("connecting to the message broker failed", connection=self._name, exc_info=error)
 
     async def _connect(self) -> _Link:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            connection = await aio_pika.connect(
-                self._url, heartbeat=_HEARTBEAT_S, timeout=5, client_properties={"connection_name": self._name}
-            )
+            connection = await connect_rabbit(self._url, name=self._name)
             try:
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 await declare(channel)
             except BaseException:
-                await _close(connection)
+                await close_rabbit(connection)
                 raise
             return _Link(connection, channel)
 
@@ -206,6 +192,6 @@ class SettlementPublisher:
 
     def _close_if_unused(self, link: _Link) -> None:
         if link.retired and link.users == 0:
-            task = asyncio.get_running_loop().create_task(_close(link.connection))
+            task = asyncio.get_running_loop().create_task(close_rabbit(link.connection))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

@@ -14,26 +14,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
 from mesh.logs import get_logger
+from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit
 from purchase_svc.settlement_lane import Delivery, Lane
 from purchase_svc.settlement_queue import PARTITIONS, declare, decode, queue_name
 
 log = get_logger(__name__)
 
-#: Seconds without a sign of life after which a peer counts as dead, and its partitions move on.
-_HEARTBEAT_S = 5
-_CONNECT_TIMEOUT_S = 5.0
+_DEPTHS_TIMEOUT_S = 5.0
+_UNSUBSCRIBE_TIMEOUT_S = 2.0
 #: Declaring 20 quorum queues on a fresh broker takes seconds.
 _SUBSCRIBE_TIMEOUT_S = 30.0
-_CLOSE_TIMEOUT_S = 2.0
 _RECONNECT_PAUSE_S = 0.5
-# aiormq raises RuntimeError for a channel or connection that closed under the call.
-_BROKER_ERRORS = (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError)
 
 
 class LaneError(Exception):
@@ -65,7 +61,7 @@ class SettlementWorker:
         while not self._stopping.is_set():
             try:
                 await self._session()
-            except _BROKER_ERRORS as error:
+            except BROKER_ERRORS as error:
                 log.warning("no session with the message broker", error=type(error).__name__)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECONNECT_PAUSE_S):
@@ -81,22 +77,17 @@ class SettlementWorker:
         if connection is None:
             raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away")
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(_DEPTHS_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=False)
                 async with channel:
                     queues = [await channel.declare_queue(queue_name(each), passive=True) for each in partitions]
-        except _BROKER_ERRORS as error:
+        except BROKER_ERRORS as error:
             raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away") from error
         counts = [queue.declaration_result.message_count or 0 for queue in queues]
         return dict(zip(partitions, counts, strict=True))
 
     async def _session(self) -> None:
-        connection = await aio_pika.connect(
-            self._url,
-            heartbeat=_HEARTBEAT_S,
-            timeout=_CONNECT_TIMEOUT_S,
-            client_properties={"connection_name": "settlement worker"},
-        )
+        connection = await connect_rabbit(self._url, name="settlement worker")
         lost = asyncio.Event()
         connection.close_callbacks.add(lambda *_: lost.set())
         lanes = [self._new_lane() for _ in range(self._lanes)]
@@ -115,9 +106,7 @@ class SettlementWorker:
             try:
                 await self._end_lanes(lanes, tasks)
             finally:
-                with contextlib.suppress(*_BROKER_ERRORS):
-                    async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                        await connection.close()
+                await close_rabbit(connection)
 
     async def _end_lanes(self, lanes: Sequence[Lane], tasks: Sequence["asyncio.Task[None]"]) -> None:
         """Lets the batches under way finish, for at most the grace time."""
@@ -160,8 +149,8 @@ class SettlementWorker:
 
 async def _unsubscribe(channel: AbstractChannel, tags: dict[int, str]) -> None:
     """Takes no more messages, so that other workers get the partitions."""
-    with contextlib.suppress(*_BROKER_ERRORS):
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+    with contextlib.suppress(*BROKER_ERRORS):
+        async with asyncio.timeout(_UNSUBSCRIBE_TIMEOUT_S):
             for each, tag in tags.items():
                 queue = await channel.get_queue(queue_name(each), ensure=False)
                 await queue.cancel(tag)
@@ -182,5 +171,5 @@ async def _answer(send: Callable[..., Any], lost: asyncio.Event, **options: bool
     """Acks or rejects. If the channel is gone, the session ends and the message is delivered again."""
     try:
         await send(**options)
-    except _BROKER_ERRORS:
+    except BROKER_ERRORS:
         lost.set()

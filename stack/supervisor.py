@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -167,10 +169,16 @@ class Supervisor:
         """The states of all parts, first started first."""
         return [_info(item) for item in self._call("getAllProcessInfo")]
 
-    def shut_down(self, timeout_s: float = 120) -> None:
-        """Stop everything in reverse order, then supervisord itself. Raises StackError if it is not gone in time."""
+    def shut_down(self, timeout_s: float = 120, *, kill: Iterable[int] = ()) -> None:
+        """Stop everything in reverse order, then supervisord itself. Raises StackError if it is not gone in time.
+
+        The processes `kill` are not waited for but killed; supervisord starts nothing again by then.
+        """
         pid = int(self._call("getPID"))
         self._call("shutdown")
+        for each in kill:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         deadline = time.monotonic() + timeout_s
         while self._is_alive(pid):
             if time.monotonic() > deadline:

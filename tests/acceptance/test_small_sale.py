@@ -21,7 +21,7 @@ USERS, SHARES, POOR = 300, 100, 0.05
 REPORT_KEYS = {
     *("users", "shares", "answered", "accepted", "sold_out", "shed_429", "errors", "burst_wall_s"),
     *("p50_ms", "p99_ms", "max_ms", "accepted_p99_ms", "accepted_first_wave", "confirmed", "failed"),
-    *("settle_wall_s", "balance_rate_max_per_s", "audit_violations"),
+    *("resold_in_burst", "settle_wall_s", "balance_rate_max_per_s", "audit_violations"),
 }
 
 

@@ -205,11 +205,12 @@ async def test_a_lost_key_closes_the_gate_until_it_is_rebuilt(rig: InventoryRig,
     assert await agrees(rig, sale_id) == (0, 2, 0)
 
 
-async def begin_and_die(rig: InventoryRig, sale_id: str) -> int:
-    """Does what a recalibrator does before it counts, and no more; the epoch. Its lease lasts a second."""
+async def begin_and_die(rig: InventoryRig, sale_id: str, lease_s: float = 1.0) -> int:
+    """Does what a recalibrator does before it counts, and no more; the epoch."""
     rows = await rig.sql(
-        "WITH lease AS (UPDATE calibration_leases SET expire_time = clock_timestamp() + interval '1 second'"
+        "WITH lease AS (UPDATE calibration_leases SET expire_time = clock_timestamp() + %s * interval '1 second'"
         " WHERE sale_id = %s) UPDATE sale_epochs SET epoch = epoch + 1 WHERE sale_id = %s RETURNING epoch",
+        lease_s,
         sale_id,
         sale_id,
     )
@@ -332,13 +333,14 @@ async def test_a_release_committed_after_the_count_reaches_the_new_gate(rig: Inv
     sale_id = await rig.open_sale(5)
     wish = item(sale_id, "a")
     assert await rig.reserve([wish]) == [OK]
-    # Another process has counted this reservation and not yet switched.
-    epoch = await begin_and_die(rig, sale_id)
+    # Another process has counted this reservation and not yet switched; it is dead only when the test says so.
+    epoch = await begin_and_die(rig, sale_id, lease_s=60.0)
     reasons, moves = await insides.book.release([wish.reservation_id], revoke_sold=False)
     assert reasons == {wish.reservation_id: OK}
     assert await insides.sales.epochs([sale_id]) == {sale_id: epoch}
     with pytest.raises(DomainError, match="recalibrating"):
         await insides.gate.move(sale_id, sold=False, epoch_min=epoch, reservation_ids=moves[0].reservation_ids)
+    await rig.sql("UPDATE calibration_leases SET expire_time = '-infinity' WHERE sale_id = %s", sale_id)
     assert await agrees(rig, sale_id) == (5, 0, 0)
 
     async def forgotten() -> bool:

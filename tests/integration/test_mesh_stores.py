@@ -1,6 +1,8 @@
 """Pools and migrations against the real servers: bounded, translated, and never handing one caller another's reply."""
 
 import asyncio
+import gc
+import warnings
 from pathlib import Path
 
 import psycopg
@@ -11,7 +13,7 @@ from redis.exceptions import RedisError
 from mesh.errors import DomainError
 from mesh.migrations import migrate, read_migrations, require_migrated
 from mesh.postgres import Connection, Queries, connection, in_transaction, open_pool
-from mesh.rabbit import open_rabbit, publish_confirmed
+from mesh.rabbit import BROKER_ERRORS, connect_rabbit, publish_confirmed
 from mesh.redis_pool import open_redis
 from mesh.settings import SettingsError
 from tests.support.servers import Servers
@@ -151,7 +153,7 @@ async def test_a_redis_call_is_bounded_in_time_and_sent_once(servers: Servers) -
 
 
 async def test_an_unroutable_message_is_refused_not_lost(servers: Servers) -> None:
-    async with open_rabbit(servers.amqp_url, name="mesh-test") as rabbit:
+    async with await connect_rabbit(servers.amqp_url, name="mesh-test") as rabbit:
         channel = await rabbit.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.declare_exchange("mesh-test", auto_delete=True)
         with pytest.raises(DomainError) as caught:
@@ -165,3 +167,14 @@ async def test_an_unroutable_message_is_refused_not_lost(servers: Servers) -> No
         assert (message.body, message.delivery_mode, message.type) == (b"x", 2, "test")
         await message.ack()
         await queue.unbind(exchange, "somewhere")
+
+
+async def test_a_connection_that_failed_is_closed(servers: Servers) -> None:
+    wrong = servers.amqp_url.replace("flashsale:", "flashsale:x", 1)
+    with pytest.raises(BROKER_ERRORS):
+        await connect_rabbit(wrong, name="mesh-test")
+    # The connection that was never made is found by the collector in the midst of whatever runs then.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await asyncio.to_thread(gc.collect)
+    assert [str(each.message) for each in caught] == []

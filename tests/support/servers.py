@@ -43,7 +43,7 @@ class Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.remove()
+        self._stack.discard()
         self._lease.close()
 
     def _url(self, part: str, name: str) -> str:
@@ -127,7 +127,7 @@ class MeshStack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stack.remove()
+        self.stack.discard()
         self._lease.close()
 
     @property

@@ -79,6 +79,7 @@ def test_a_right_sale_breaks_no_promise_and_its_figures_add_up() -> None:
         "confirmed": 2,
         "failed": {"INSUFFICIENT_FUNDS": 1},
         "settle_wall_s": 0.5,
+        "resold_in_burst": 0,
         "balance_rate_max_per_s": 3,
         "audit_violations": [],
     }
