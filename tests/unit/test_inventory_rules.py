@@ -1,0 +1,131 @@
+"""The rules of a sale, without a server: transitions, defaults, what a stored row makes of a wish, tokens, limits."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inventory_svc.page_token import id_of_token, time_and_id_of_token, token_of
+from inventory_svc.recalibration import Count
+from inventory_svc.reserving import INSERT_S_MAX
+from inventory_svc.sale import (
+    ReservationState,
+    Sale,
+    SaleState,
+    SaleTerms,
+    Wish,
+    changes_state,
+    reason_of_stored,
+    with_defaults,
+)
+from inventory_svc.settings import Settings
+from inventory_svc.stock_gate import record_of, wish_of
+from mesh.errors import DomainError
+
+TERMS = SaleTerms("Fund", 100, "EUR", 5, 2, 1)
+SALE_ID = "6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a"
+WISH = Wish("0e984725-c51c-4bf4-9960-e1c80e27aba0", SALE_ID, "alice", "r1", 2)
+LEGAL = {
+    ("DRAFT", "OPEN"),
+    ("PAUSED", "OPEN"),
+    ("OPEN", "PAUSED"),
+    ("DRAFT", "CLOSED"),
+    ("OPEN", "CLOSED"),
+    ("PAUSED", "CLOSED"),
+}
+
+
+@pytest.mark.parametrize("wanted", [SaleState.OPEN, SaleState.PAUSED, SaleState.CLOSED])
+@pytest.mark.parametrize("present", list(SaleState))
+def test_only_legal_transitions_change_a_sale(present: SaleState, wanted: SaleState) -> None:
+    if present == wanted:
+        assert not changes_state(present, wanted)
+    elif (present.value, wanted.value) in LEGAL:
+        assert changes_state(present, wanted)
+    else:
+        with pytest.raises(DomainError) as caught:
+            changes_state(present, wanted)
+        assert caught.value.reason == ErrorReason.ERROR_REASON_SALE_STATE_CONFLICT
+        assert caught.value.metadata == {"state": present.value}
+
+
+def test_limits_that_are_given_stay_and_zeros_get_their_defaults() -> None:
+    assert with_defaults(TERMS) == TERMS
+    open_ended = replace(TERMS, total=100, per_user_limit=0, per_purchase_limit=0)
+    assert with_defaults(open_ended) == replace(open_ended, per_user_limit=10, per_purchase_limit=10)
+    assert with_defaults(replace(open_ended, total=4)).per_purchase_limit == 4
+    assert with_defaults(replace(open_ended, per_purchase_limit=3)).per_user_limit == 3
+
+
+@pytest.mark.parametrize(
+    ("stored", "state", "reason"),
+    [
+        (WISH, ReservationState.RESERVED, ErrorReason.ERROR_REASON_UNSPECIFIED),
+        (WISH, ReservationState.SOLD, ErrorReason.ERROR_REASON_UNSPECIFIED),
+        (WISH, ReservationState.RELEASED, ErrorReason.ERROR_REASON_RESERVATION_RELEASED),
+        (replace(WISH, quantity=1), ReservationState.RESERVED, ErrorReason.ERROR_REASON_REQUEST_ID_REUSED),
+        (replace(WISH, user_id="bob"), ReservationState.RELEASED, ErrorReason.ERROR_REASON_REQUEST_ID_REUSED),
+    ],
+)
+def test_a_stored_row_decides_a_wish(stored: Wish, state: ReservationState, reason: int) -> None:
+    assert reason_of_stored(WISH, stored, state) == reason
+
+
+@given(st.integers(1, 1000), st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1))
+def test_a_gates_record_gives_its_contents_back(quantity: int, name: str) -> None:
+    wish = replace(WISH, quantity=quantity, user_id=name, request_id=name[::-1])
+    assert wish_of(wish.reservation_id, SALE_ID, record_of("R", wish)) == wish
+
+
+def test_page_tokens_give_back_where_the_page_ended() -> None:
+    time = datetime(2026, 11, 1, 12, 30, 0, 123456, UTC)
+    assert id_of_token(token_of(SALE_ID)) == SALE_ID
+    assert time_and_id_of_token(token_of(time.isoformat(), SALE_ID)) == (time, SALE_ID)
+    assert id_of_token("") is None
+    assert time_and_id_of_token("") is None
+
+
+@given(st.text(min_size=1))
+def test_any_other_token_is_refused_as_bad_input(token: str) -> None:
+    for read in (id_of_token, time_and_id_of_token):
+        with pytest.raises(DomainError) as caught:
+            read(token)
+        assert caught.value.reason == ErrorReason.ERROR_REASON_INVALID_ARGUMENT
+
+
+def count_of(*rows: tuple[str, str, str, int, str]) -> Count:
+    sale = Sale(SALE_ID, TERMS, SaleState.OPEN, datetime(2026, 11, 1, tzinfo=UTC))
+    count = Count(sale, epoch=7)
+    count.add(rows)
+    return count
+
+
+def test_a_calibration_counts_what_is_reserved_and_sold_but_keeps_released_records() -> None:
+    counted = count_of(
+        ("a", "alice", "r1", 2, "RESERVED"), ("b", "alice", "r2", 1, "SOLD"), ("c", "bob", "r1", 2, "RELEASED")
+    )
+    found = counted.counts
+    assert (found.available, found.reserved, found.sold) == (2, 2, 1)
+    assert (found.records, found.users) == (3, 1)
+    assert counted.users == {"alice": 3}
+    assert counted.records == [{"a": "R2\nalice\nr1", "b": "S1\nalice\nr2", "c": "L2\nbob\nr1"}]
+
+
+def test_a_calibration_that_counts_more_than_there_is_is_refused() -> None:
+    with pytest.raises(DomainError) as caught:
+        _ = count_of(("a", "alice", "r1", 6, "RESERVED")).counts
+    assert caught.value.reason == ErrorReason.ERROR_REASON_INTERNAL
+
+
+def test_a_grant_outlives_every_call_that_could_still_insert_it() -> None:
+    assert Settings(database_url="", redis_url="").grant_age_max_ms > 1.5 * 1000 * INSERT_S_MAX
+
+
+def test_every_lua_file_begins_by_saying_what_it_does() -> None:
+    scripts = list((Path(__file__).resolve().parents[2] / "inventory_svc" / "lua").glob("*.lua"))
+    assert scripts
+    assert all(path.read_text().startswith("-- ") for path in scripts)
