@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from balance_svc import page_token
 from balance_svc.account import Account
 from balance_svc.hold import Hold
 from balance_svc.hold_book import hold_from_row
 from balance_svc.ledger import EntryKind
+from mesh import page_token
 from mesh.postgres import Pool, Queries, connection
-from mesh.validation import canonical_uuid
 
 T = TypeVar("T")
 
@@ -67,11 +66,8 @@ class Listings:
     async def holds(self, beneficiary: str, state: str, size: int, token: str) -> Page[Hold]:
         """Holds by hold id, only those of ``beneficiary`` and in ``state`` unless these are empty."""
         listing, size = ["holds", beneficiary, state], page_token.page_size(size)
-        last = page_token.decode(token, listing, 1)
-        if last is not None and canonical_uuid(last[0]) is None:
-            raise page_token.wrong_token()
         params = {
-            "after_hold_id": last[0] if last else None,
+            "after_hold_id": page_token.decode_id(token, listing),
             "beneficiary": beneficiary,
             "state": state,
             "rows_max": size + 1,

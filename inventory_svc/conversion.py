@@ -8,6 +8,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from inventory_svc.sale import Reservation, ReservationState, Sale, SaleTerms, Stock, Wish
+from mesh import page_token
 from mesh.errors import invalid_argument
 from mesh.validation import Violations, canonical_uuid, is_name
 
@@ -32,11 +33,27 @@ def sale_id_of(text: str) -> str:
     return sale_id
 
 
-def page_size_of(asked: int, *, default: int, most: int) -> int:
-    """How many to return; 0 means the default. Raises INVALID_ARGUMENT when negative."""
-    if asked < 0:
-        raise invalid_argument(("page_size", "must not be negative"))
-    return min(asked or default, most)
+_SALES = ["sales"]
+
+
+def sales_token(last: Sale) -> str:
+    """The token of the page of sales after ``last``."""
+    return page_token.encode(_SALES, [last.create_time.isoformat(), last.sale_id])
+
+
+def sales_after(token: str) -> tuple[datetime, str] | None:
+    """The time and id after which a page of sales begins; None for the first page. Raises INVALID_ARGUMENT."""
+    last = page_token.decode(token, _SALES, 2)
+    if last is None:
+        return None
+    found = canonical_uuid(last[1])
+    try:
+        time = datetime.fromisoformat(last[0])
+    except ValueError as error:
+        raise page_token.wrong_token() from error
+    if found is None or time.tzinfo is None:
+        raise page_token.wrong_token()
+    return time, found
 
 
 def terms_of(request: pb.CreateSaleRequest) -> SaleTerms:

@@ -9,7 +9,6 @@ from flashsale.inventory.v1 import inventory_service_pb2_grpc
 
 from inventory_svc import conversion
 from inventory_svc.gate_moves import GateMoves
-from inventory_svc.page_token import id_of_token, time_and_id_of_token, token_of
 from inventory_svc.recalibration import Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
@@ -17,6 +16,7 @@ from inventory_svc.sale import Sale, SaleState, changes_state, with_defaults
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
+from mesh import page_token
 from mesh.errors import DomainError, invalid_argument
 from mesh.logs import get_logger
 from mesh.server import Registration
@@ -70,10 +70,10 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
 
     async def ListSales(self, request: pb.ListSalesRequest, context: Any) -> pb.ListSalesResponse:
         """Lists sales, newest first."""
-        size = conversion.page_size_of(request.page_size, default=100, most=1_000)
-        found = await self._sales.page(size + 1, time_and_id_of_token(request.page_token))
+        size = page_token.page_size(request.page_size, default=100, most=1_000)
+        found = await self._sales.page(size + 1, conversion.sales_after(request.page_token))
         sales, more = found[:size], found[size:]
-        token = token_of(sales[-1].create_time.isoformat(), sales[-1].sale_id) if more else ""
+        token = conversion.sales_token(sales[-1]) if more else ""
         return pb.ListSalesResponse(sales=[conversion.sale_message(sale) for sale in sales], next_page_token=token)
 
     async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
@@ -208,9 +208,10 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
         sale_id = conversion.sale_id_of(request.sale_id)
         if request.min_age_ms < 0:
             raise invalid_argument(("min_age_ms", "must not be negative"))
-        size = conversion.page_size_of(request.page_size, default=1_000, most=10_000)
+        size = page_token.page_size(request.page_size)
         state = conversion.state_of_filter(request.state)
-        after_id = id_of_token(request.page_token)
+        listing = ["reservations", sale_id, state or ""]
+        after_id = page_token.decode_id(request.page_token, listing)
         await self._sales.terms(sale_id)
         found = await self._book.page(
             sale_id, state=state, min_age_ms=request.min_age_ms, size=size + 1, after_id=after_id
@@ -218,7 +219,7 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
         shown, more = found[:size], found[size:]
         return pb.ListReservationsResponse(
             reservations=[conversion.reservation_message(reservation) for reservation in shown],
-            next_page_token=token_of(shown[-1].reservation_id) if more else "",
+            next_page_token=page_token.encode(listing, [shown[-1].reservation_id]) if more else "",
         )
 
     async def RecalibrateSale(self, request: pb.RecalibrateSaleRequest, context: Any) -> pb.RecalibrateSaleResponse:

@@ -11,6 +11,7 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from mesh import page_token
 from mesh.errors import DomainError, invalid_argument, suggested_retry_ms
 from mesh.identity import purchase_id
 from mesh.validation import Violations, canonical_uuid, is_name
@@ -18,7 +19,6 @@ from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase,
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
 
 #: Purchases in a page if the caller does not say, and at most.
-_PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX = 1_000, 10_000
 #: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
 _PAGE_BYTES_MAX = 2 * 1024 * 1024
 
@@ -99,9 +99,6 @@ def read_filter(request: pb.ListPurchasesRequest) -> tuple[PurchaseFilter, uuid.
     wrong = Violations()
     sale_id = wrong.uuid("sale_id", request.sale_id) if request.sale_id else None
     user_id = wrong.name("user_id", request.user_id) if request.user_id else None
-    token = wrong.uuid("page_token", request.page_token) if request.page_token else None
-    if request.page_size < 0:
-        wrong.add("page_size", f"must be at least 0, is {request.page_size}")
     if request.state and request.state not in _STATES_BY_NUMBER:
         wrong.add("state", f"{request.state} is no state")
     wrong.raise_if_any()
@@ -110,10 +107,15 @@ def read_filter(request: pb.ListPurchasesRequest) -> tuple[PurchaseFilter, uuid.
         user_id=user_id,
         state=_STATES_BY_NUMBER.get(request.state),
     )
-    return wanted, uuid.UUID(token) if token else None, min(request.page_size or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
+    after = page_token.decode_id(request.page_token, _listing(wanted))
+    return wanted, uuid.UUID(after) if after else None, page_token.page_size(request.page_size)
 
 
-def write_page(purchases: Sequence[Purchase], limit: int) -> pb.ListPurchasesResponse:
+def _listing(wanted: PurchaseFilter) -> list[str]:
+    return ["purchases", str(wanted.sale_id or ""), wanted.user_id or "", wanted.state or ""]
+
+
+def write_page(purchases: Sequence[Purchase], limit: int, wanted: PurchaseFilter) -> pb.ListPurchasesResponse:
     """A page of up to ``limit`` of ``purchases``, which are one more than that if there are further ones."""
     response = pb.ListPurchasesResponse()
     size_bytes = 0
@@ -124,7 +126,7 @@ def write_page(purchases: Sequence[Purchase], limit: int) -> pb.ListPurchasesRes
             break
         response.purchases.append(message)
     if len(response.purchases) < len(purchases):
-        response.next_page_token = response.purchases[-1].purchase_id
+        response.next_page_token = page_token.encode(_listing(wanted), [response.purchases[-1].purchase_id])
     return response
 
 

@@ -95,7 +95,7 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
     async def ListPurchases(self, request: pb.ListPurchasesRequest, context: Any) -> pb.ListPurchasesResponse:
         """See the contract."""
         wanted, after, limit = read_filter(request)
-        return write_page(await self._book.list_page(wanted, after, limit + 1), limit)
+        return write_page(await self._book.list_page(wanted, after, limit + 1), limit, wanted)
 
     async def WatchPurchase(
         self, request: pb.WatchPurchaseRequest, context: Any

@@ -39,7 +39,6 @@ min_wal_size = 256MB
 max_wal_size = 4GB
 checkpoint_timeout = 15min
 checkpoint_completion_target = 0.9
-wal_compression = on
 
 jit = off
 random_page_cost = 1.1

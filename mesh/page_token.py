@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from mesh.errors import DomainError, invalid_argument
+from mesh.validation import canonical_uuid
 
 PAGE_SIZE_DEFAULT = 1_000
 PAGE_SIZE_MAX = 10_000
@@ -14,11 +15,12 @@ PAGE_SIZE_MAX = 10_000
 _LENGTH_MAX = 4_096
 
 
-def page_size(asked: int) -> int:
-    """Rows of a page: 1,000 when 0 is asked for, never more than 10,000. A negative number is INVALID_ARGUMENT."""
+def page_size(asked: int, *, default: int = PAGE_SIZE_DEFAULT, most: int = PAGE_SIZE_MAX) -> int:
+    """Rows of a page: ``default`` when 0 is asked for, never more than ``most``. A negative number is
+    INVALID_ARGUMENT."""
     if asked < 0:
         raise invalid_argument(("page_size", "must be 0 or more"))
-    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+    return min(asked or default, most)
 
 
 def encode(listing: Sequence[str], last: Sequence[str]) -> str:
@@ -48,6 +50,17 @@ def decode(token: str, listing: Sequence[str], parts: int) -> list[str] | None:
     if any("\0" in part for part in last):
         raise wrong_token()
     return last
+
+
+def decode_id(token: str, listing: Sequence[str]) -> str | None:
+    """As ``decode``, for lists that are ordered by a UUID alone: it in canonical form, or None."""
+    last = decode(token, listing, 1)
+    if last is None:
+        return None
+    canonical = canonical_uuid(last[0])
+    if canonical is None:
+        raise wrong_token()
+    return canonical
 
 
 def wrong_token() -> DomainError:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balance_svc import page_token
+from mesh import page_token
 from mesh.errors import DomainError
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
