@@ -115,15 +115,16 @@ class ReservationBook:
                 found = locked.get(reservation_id)
                 if found is not None and found.state == ReservationState.RESERVED:
                     fresh[found.sale_id].append((reservation_id, found.quantity))
-            if fresh:
-                await share_numbers.lock_pools(conn, list(fresh))
+            numbers: dict[str, tuple[int, ...]] = {}
+            pools = await share_numbers.lock_pools(conn, list(fresh)) if fresh else {}
             for sale_id, quantities in fresh.items():
-                await share_numbers.assign_numbers(conn, sale_id, quantities)
+                numbers |= await share_numbers.assign_numbers(conn, pools[sale_id], quantities)
             moves = await _transition(
                 conn, ReservationState.SOLD, {sale_id: [key for key, _ in pairs] for sale_id, pairs in fresh.items()}
             )
-            sold = [key for key, found in locked.items() if found.state != ReservationState.RELEASED]
-            numbers = await share_numbers.numbers_of(conn, sold) if sold else {}
+            earlier = [key for key, found in locked.items() if found.state == ReservationState.SOLD]
+            if earlier:
+                numbers |= await share_numbers.numbers_of(conn, earlier)
             return {key: _confirmation(locked.get(key), numbers.get(key, ())) for key in wanted}, moves
 
         return await in_transaction(self._pool, work)

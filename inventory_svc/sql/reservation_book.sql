@@ -60,9 +60,9 @@ ORDER BY r.reservation_id
 LIMIT %(size)s
 
 -- name: lock_reservations
-SELECT reservation_id::text, sale_id::text, quantity, state
-FROM reservations WHERE reservation_id = ANY(%(ids)s::uuid[])
-ORDER BY reservation_id
+SELECT r.reservation_id::text, r.sale_id::text, r.quantity, r.state
+FROM reservations r WHERE r.reservation_id = ANY(%(ids)s::uuid[])
+ORDER BY r.reservation_id
 FOR NO KEY UPDATE
 
 -- name: set_reservation_states

@@ -74,8 +74,8 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
 
 @dataclass
 class Model:
-    """What must be so. States: G granted by the gate but without a row, T the same but ended by a tombstone in SQL of
-    which the gate does not know, R reserved, S sold, L released."""
+    """What must be so. States: G granted by the gate but without a row, B ended by a tombstone in SQL of which the gate
+    does not know, T both of them, R reserved, S sold, L released."""
 
     sale_id: str
     wishes: list[Wish] = field(default_factory=list)
@@ -108,11 +108,15 @@ class Model:
             return R.ERROR_REASON_RESERVATION_RELEASED
         if state in ("R", "S", "T"):
             return R.ERROR_REASON_UNSPECIFIED
-        if state is None:
+        if state in (None, "B"):
             if self.units("GTRS", wish.user_id) + wish.quantity > USER_LIMIT:
                 return R.ERROR_REASON_USER_LIMIT_REACHED
             if self.units("GTRS") + wish.quantity > TOTAL:
                 return R.ERROR_REASON_SOLD_OUT
+        if state == "B":
+            # The gate takes it for new; only the row tells.
+            self.states[number] = "L" if outcome == "R" else "T"
+            return R.ERROR_REASON_RESERVATION_RELEASED if outcome == "R" else R.ERROR_REASON_UNSPECIFIED
         self.states[number] = "R" if outcome == "R" else (state or outcome)
         return R.ERROR_REASON_UNSPECIFIED
 
@@ -120,7 +124,7 @@ class Model:
         state = self.states.get(number)
         if state in (None, "G"):
             return R.ERROR_REASON_RESERVATION_NOT_FOUND, []
-        if state in ("L", "T"):
+        if state in ("L", "T", "B"):
             return R.ERROR_REASON_RESERVATION_RELEASED, []
         if state == "R":
             owned = {share for shares in self.numbers.values() for share in shares}
@@ -133,7 +137,7 @@ class Model:
         state = self.states.get(number)
         if state in (None, "G"):
             return R.ERROR_REASON_RESERVATION_NOT_FOUND
-        if state == "T":
+        if state in ("T", "B"):
             return R.ERROR_REASON_UNSPECIFIED
         if state == "S" and not revoke:
             return R.ERROR_REASON_RESERVATION_SOLD
@@ -143,12 +147,12 @@ class Model:
 
     def forget_grants(self) -> None:
         """A rebuilt gate knows only what has a row."""
-        self.states = {number: "L" if state == "T" else state for number, state in self.states.items() if state != "G"}
+        self.states = {number: "L" if state in "BT" else state for number, state in self.states.items() if state != "G"}
 
     def bury(self, number: int) -> None:
         """A tombstone without the gate's knowing."""
         if self.states.get(number) in (None, "G"):
-            self.states[number] = "T" if number in self.states else "L"
+            self.states[number] = "T" if number in self.states else "B"
 
     def known(self, number: int) -> int:
         """A wish that something has happened to, if there is one."""

@@ -23,6 +23,7 @@ from inventory_svc.sale import (
     with_defaults,
 )
 from inventory_svc.settings import Settings
+from inventory_svc.share_numbers import share_out
 from inventory_svc.stock_gate import record_of, wish_of
 from mesh import page_token
 from mesh.errors import DomainError
@@ -94,6 +95,21 @@ def test_any_other_token_is_refused_as_bad_input(last: list[str]) -> None:
     with pytest.raises(DomainError) as caught:
         sales_after(page_token.encode(["sales"], last))
     assert caught.value.reason == ErrorReason.ERROR_REASON_INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("quantities", "freed", "numbers", "after"),
+    [
+        ([("a", 2), ("b", 1)], [], {"a": (4, 5), "b": (6,)}, 7),
+        ([("a", 2), ("b", 2)], [1, 3], {"a": (1, 3), "b": (4, 5)}, 6),
+        ([("a", 2), ("b", 2)], [2], {"a": (2, 4), "b": (5, 6)}, 7),
+        ([("a", 1)], [1, 2, 3], {"a": (1,)}, 4),
+    ],
+)
+def test_freed_numbers_are_shared_out_before_fresh_ones(
+    quantities: list[tuple[str, int]], freed: list[int], numbers: dict[str, tuple[int, ...]], after: int
+) -> None:
+    assert share_out(quantities, freed, next_number=4) == (numbers, after)
 
 
 def count_of(*rows: tuple[str, str, str, int, str]) -> Count:
