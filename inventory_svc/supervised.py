@@ -10,18 +10,23 @@ log = get_logger(__name__)
 
 #: A task that has not ended so long after it was cancelled is cancelled again, seconds.
 _CANCEL_AGAIN_S = 0.1
+_CANCELS_IN_A_ROW = 5
 
 
 async def end_tasks(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     """Cancels tasks until they have ended; what they raised is not raised here.
 
     Once is not enough: redis-py sends by asyncio.wait_for, which on Python 3.11 loses a cancellation that arrives
-    together with its result (python/cpython#81839), here in three of a hundred cancelled commands.
+    together with its result (python/cpython#81839), here in three of a hundred cancelled commands. A task that does
+    nothing but send can even be in step with the loop and lose each one; hence some in turns of the loop that follow
+    each other, of which one meets it at another point.
     """
     pending = set(tasks)
     while pending:
-        for task in pending:
-            task.cancel()
+        for _ in range(_CANCELS_IN_A_ROW):
+            for task in pending:
+                task.cancel()
+            await asyncio.sleep(0)
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
