@@ -92,7 +92,7 @@ class App:
             self._refuse_at_door(protocol)
         elif stock.is_held_by(mark):
             await self._count_and_answer(scope, protocol)
-        elif await turns.enter(self._parts.buying.wait_s_max):
+        elif await turns.enter():
             try:
                 # The last unit may have gone while it waited.
                 if stock.is_sold_out_for(mark, self._now()):

@@ -55,9 +55,7 @@ class Buying:
     def __init__(self, stub: "PurchaseServiceAsyncStub", settings: Settings, limit: QueueLimit, clock: Clock) -> None:
         self._stub = stub
         self._timeout_s = settings.purchase_timeout_ms / 1000
-        #: The longest wait that is promised to a request, s.
-        self.wait_s_max = settings.queue_wait_ms / 1000
-        self._overdue_s = self.wait_s_max * _OVERDUE_FACTOR
+        self._overdue_s = settings.queue_wait_ms / 1000 * _OVERDUE_FACTOR
         self._clock = clock
         self.limit = limit
         self._batcher: Batcher[_Buy, purchase.CreatePurchaseOutcome] = Batcher(

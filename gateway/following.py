@@ -29,6 +29,8 @@ _MISSING_S, _MISSING_MAX = 1.0, 4096
 _PENDING_MAX = 16
 #: A sale that nobody has asked for in this time may make room for another, s.
 _IDLE_S = 10.0
+#: How often requests that have waited too long for a turn are looked for, s.
+_OVERDUE_CHECK_S = 0.05
 #: New sales/s that requests without a token may make us follow.
 _ANONYMOUS_PER_S = 20.0
 
@@ -63,8 +65,8 @@ class Followed:
 class StockFollowers:
     """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another.
 
-    At most ``waiting_max`` requests wait for a turn at each. Where there is no room a sale is not followed, and its
-    purchases all go through normal admission.
+    At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. Where there is no room a sale is
+    not followed, and its purchases all go through normal admission.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class StockFollowers:
         fingerprints_max: int,
         sent_s: float,
         waiting_max: int,
+        wait_s_max: float,
     ) -> None:
         self._stub = stub
         self._background = background
@@ -83,6 +86,7 @@ class StockFollowers:
         self._fingerprints_max = fingerprints_max
         self._sent_s = sent_s
         self._waiting_max = waiting_max
+        self._wait_s_max = wait_s_max
         self._followed: dict[str, Followed] = {}
         self._missing: OrderedDict[str, float] = OrderedDict()
         self._anonymous = UserRate(_ANONYMOUS_PER_S, int(_ANONYMOUS_PER_S), 1)
@@ -127,7 +131,8 @@ class StockFollowers:
         if len(self._followed) >= self._sales_max and not self._make_room(now):
             return None
         stock = SaleStock(sale_id, self._fingerprints_max, self._sent_s)
-        turns = StockTurns(stock, waiting_max=self._waiting_max, clock=asyncio.get_running_loop().time)
+        clock = asyncio.get_running_loop().time
+        turns = StockTurns(stock, waiting_max=self._waiting_max, wait_s_max=self._wait_s_max, clock=clock)
         followed = Followed(stock, turns, now)
         self._followed[sale_id] = followed
         self.by_path[f"/v1/sales/{sale_id}/purchases"] = followed
@@ -150,6 +155,13 @@ class StockFollowers:
         followed.stock.lapse()
         followed.settled.set()
         followed.wake()
+
+    async def refuse_overdue(self) -> None:
+        """Refuses who has waited too long for a turn, for ever; run in the background."""
+        while True:
+            await asyncio.sleep(_OVERDUE_CHECK_S)
+            for followed in self._followed.values():
+                followed.turns.refuse_overdue()
 
     async def _run(self, followed: Followed) -> None:
         sale_id, pause_s = followed.stock.sale_id, _PAUSE_S

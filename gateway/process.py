@@ -146,6 +146,7 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
         fingerprints_max=settings.fingerprints_max,
         sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
         waiting_max=settings.queue_max,
+        wait_s_max=settings.queue_wait_ms / 1000,
     )
     bounds = QueueBounds(
         settings.queue_min, settings.queue_max, settings.queue_wait_ms / 1000, settings.rate_initial_per_s
@@ -187,7 +188,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         app = App(parts)
         await parts.upstream.check()
         background.start(parts.upstream.watch(), "watch the purchase service")
-        background.start(parts.buying.refuse_overdue(), "refuse what has waited too long")
+        background.start(parts.buying.refuse_overdue(), "refuse what has waited too long to be sent")
+        background.start(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)
             await server.start()

@@ -21,11 +21,6 @@ def _can_tell(stock: inventory.Stock | None) -> TypeGuard[inventory.Stock]:
     return stock is not None and stock.open and stock.available > 0
 
 
-def _give_up(turn: "asyncio.Future[bool]") -> None:
-    if not turn.done():
-        turn.set_result(False)
-
-
 class StockTurns:
     """The turns of one sale: as many requests inside as there are units, and a few more; the others wait here.
 
@@ -33,15 +28,17 @@ class StockTurns:
     before the next reading says zero again. Whoever waits is not refused while anything is available, so no unit is
     left that somebody wanted; as soon as nothing is, all of them are told so at the cost of a wake-up.
 
-    At most ``waiting_max`` wait, in the order in which they came. Who holds a unit already need not ask for a turn.
+    At most ``waiting_max`` wait, in the order in which they came, each for ``wait_s_max`` seconds. Who holds
+    a unit already need not ask for a turn.
     """
 
-    def __init__(self, stock: SaleStock, *, waiting_max: int, clock: Clock) -> None:
+    def __init__(self, stock: SaleStock, *, waiting_max: int, wait_s_max: float, clock: Clock) -> None:
         self._stock = stock
         self._waiting_max = waiting_max
+        self._wait_s_max = wait_s_max
         self._clock = clock
         self._inside = 0
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._waiting: deque[tuple[float, asyncio.Future[bool]]] = deque()
 
     @property
     def inside(self) -> int:
@@ -58,19 +55,17 @@ class StockTurns:
         stock = self._stock.fresh_stock(now)
         return not _can_tell(stock) or self._inside < stock.available + _MARGIN
 
-    async def enter(self, wait_s_max: float) -> bool:
-        """Waits for a place; whoever got one (True) must ``leave``. False after ``wait_s_max`` seconds, and at once
-        when too many wait. A place says nothing of the stock: it may be gone by then."""
-        if not self._waiting and self._free(self._clock()):
+    async def enter(self) -> bool:
+        """Waits for a place; whoever got one (True) must ``leave``. False when it took too long, and at once when too
+        many wait. A place says nothing of the stock: it may be gone by then."""
+        now = self._clock()
+        if not self._waiting and self._free(now):
             self._inside += 1
             return True
         if len(self._waiting) >= self._waiting_max:
             return False
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append(turn)
-        # A timer of its own: asyncio.timeout would cost each of a crowd several times as much.
-        timer = loop.call_later(wait_s_max, _give_up, turn)
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((now + self._wait_s_max, turn))
         try:
             return await turn
         except asyncio.CancelledError:
@@ -78,8 +73,6 @@ class StockTurns:
                 # It was given its place at the very moment at which it gave up.
                 self.leave()
             raise
-        finally:
-            timer.cancel()
 
     def leave(self) -> None:
         """Gives the place to the next."""
@@ -93,9 +86,18 @@ class StockTurns:
         stock = self._stock.fresh_stock(self._clock())
         places = stock.available + _MARGIN - self._inside if _can_tell(stock) else len(self._waiting)
         while self._waiting and places > 0:
-            turn = self._waiting.popleft()
+            _, turn = self._waiting.popleft()
             if not turn.done():
                 # Counted here and not when it runs, so that no place is given twice.
                 self._inside += 1
                 places -= 1
                 turn.set_result(True)
+
+    def refuse_overdue(self) -> None:
+        """Refuses those who have waited too long. Call every now and then: a timer for each of a crowd would cost more
+        than its refusal."""
+        now = self._clock()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(False)

@@ -15,7 +15,7 @@ class Sale:
     def __init__(self, available: int, waiting_max: int = 1_000) -> None:
         self.now = 100.0
         self.stock = SaleStock("sale", 1_000, 5.0)
-        self.turns = StockTurns(self.stock, waiting_max=waiting_max, clock=lambda: self.now)
+        self.turns = StockTurns(self.stock, waiting_max=waiting_max, wait_s_max=0.5, clock=lambda: self.now)
         self.read(available, reset=True)
 
     def read(self, available: int, *, is_open: bool = True, reset: bool = False) -> None:
@@ -25,7 +25,7 @@ class Sale:
 
     async def enter(self, count: int) -> list["asyncio.Task[bool]"]:
         """Requests that come one after another; returns when each has entered or waits."""
-        tasks = [asyncio.create_task(self.turns.enter(30.0)) for _ in range(count)]
+        tasks = [asyncio.create_task(self.turns.enter()) for _ in range(count)]
         await settle()
         return tasks
 
@@ -90,13 +90,24 @@ async def test_a_reading_that_has_lapsed_holds_nobody_back() -> None:
     assert entered(tasks) == 53 + _MARGIN
 
 
-async def test_waiting_is_bounded_in_number_and_time() -> None:
+async def test_no_more_wait_than_may() -> None:
     sale = Sale(available=1, waiting_max=5)
     tasks = await sale.enter(1 + _MARGIN + 5)
-    assert not await sale.turns.enter(30.0)
+    assert not await sale.turns.enter()
     await end(tasks[-5:])
-    assert not await sale.turns.enter(0.001)
+
+
+async def test_nobody_waits_longer_than_promised() -> None:
+    sale = Sale(available=1)
+    early = await sale.enter(1 + _MARGIN + 1)
+    sale.now += 0.3
+    late = await sale.enter(1)
+    sale.now += 0.3
+    sale.turns.refuse_overdue()
+    await settle()
+    assert (early[-1].done(), early[-1].result(), late[0].done()) == (True, False, False)
     assert sale.turns.inside == 1 + _MARGIN
+    await end(late)
 
 
 async def test_who_gives_up_at_the_moment_of_his_turn_passes_the_place_on() -> None:
