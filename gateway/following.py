@@ -65,8 +65,8 @@ class Followed:
 class StockFollowers:
     """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another.
 
-    At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. Where there is no room a sale is
-    not followed, and its purchases all go through normal admission.
+    At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. Where there is no room a sale
+    is not followed, and its purchases all go through normal admission.
     """
 
     def __init__(
