@@ -176,14 +176,15 @@ class Balances(balance_grpc.BalanceServiceServicer):
 def reading(
     available: int,
     *,
+    total: int = 5,
     is_open: bool = True,
     added: Sequence[int] = (),
     removed: Sequence[int] = (),
     reset: bool = True,
 ) -> inventory.WatchStockResponse:
-    """A stock message of SALE, of whose 5 shares ``available`` are left."""
+    """A stock message of SALE, of whose ``total`` shares ``available`` are left."""
     stock = inventory.Stock(
-        sale_id=SALE, available=available, reserved=5 - available, sold=0, total=5, epoch=1, open=is_open
+        sale_id=SALE, available=available, reserved=total - available, sold=0, total=total, epoch=1, open=is_open
     )
     return inventory.WatchStockResponse(
         stock=stock, fingerprints_reset=reset, fingerprints_added=added, fingerprints_removed=removed

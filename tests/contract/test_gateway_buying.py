@@ -34,6 +34,8 @@ async def test_a_purchase_without_a_body_is_for_one_share() -> None:
 
 async def test_every_buyer_of_a_crowd_gets_its_own_answer() -> None:
     async with harness() as h:
+        # A reading of fewer units than there are buyers would make some of them wait for a turn.
+        await h.inventories.push(reading(available=300, total=300))
         h.purchases.open.clear()
         crowd = [asyncio.ensure_future(h.buy(f"key-{i}", user=f"user-{i}")) for i in range(300)]
         # Every one of them is in a call or waits for one.
