@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 
 @asynccontextmanager
@@ -13,7 +14,7 @@ async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 
     """A client whose every command takes at most ``timeout_s`` seconds and is sent once.
 
     redis-py's own default sends a timed-out command up to ten times more; here the caller decides what may be repeated.
-    Replies are bytes. Raises redis.RedisError; callers translate it where they use it.
+    A connection that the server has closed, or on which a reply is left, is replaced before it is used. Replies are bytes. Raises redis.RedisError; callers translate it where they use it.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -24,6 +25,9 @@ async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         health_check_interval=0,
+        # Notices of Redis Enterprise, on by default. With them the pool hands out a connection without looking whether
+        # it is closed or holds a reply that nobody fetched, and may wait ten times longer than it was told.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     client = Redis.from_pool(pool)
     try:

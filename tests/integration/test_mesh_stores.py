@@ -152,6 +152,14 @@ async def test_a_redis_call_is_bounded_in_time_and_sent_once(servers: Servers) -
         await other.delete("mesh:sent")
 
 
+async def test_redis_connections_closed_by_the_server_are_replaced_before_they_are_used(servers: Servers) -> None:
+    async with open_redis(servers.redis_url, connections_max=5) as client, asyncio.timeout(10):
+        # Blocking, so that each takes a connection of its own.
+        await asyncio.gather(*(client.blpop("mesh:empty", timeout=0.1) for _ in range(5)))
+        await asyncio.to_thread(servers.restart, "redis")
+        await asyncio.gather(*(client.blpop("mesh:empty", timeout=0.1) for _ in range(5)))
+
+
 async def test_an_unroutable_message_is_refused_not_lost(servers: Servers) -> None:
     async with await connect_rabbit(servers.amqp_url, name="mesh-test") as rabbit:
         channel = await rabbit.channel(publisher_confirms=True, on_return_raises=True)
