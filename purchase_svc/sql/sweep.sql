@@ -19,9 +19,9 @@ WHERE partition = ANY(%(partitions)s::smallint[]);
 -- Purchases of which nobody knows that they were ever queued. now() and not clock_timestamp(), so that the index serves.
 SELECT purchase_id, partition
 FROM purchases
-WHERE state IN ('RESERVED', 'SETTLING') AND update_time < now() - %(age_s)s::float8 * interval '1 second'
-      AND queue_time IS NULL AND claim_time IS NULL
-ORDER BY update_time
+WHERE final_time IS NULL AND create_time < now() - %(age_s)s::float8 * interval '1 second'
+      AND state IN ('RESERVED', 'SETTLING') AND queue_time IS NULL AND claim_time IS NULL
+ORDER BY create_time
 LIMIT %(limit)s;
 
 -- name: list_silent_partitions
@@ -33,8 +33,8 @@ WHERE COALESCE(GREATEST(s.claim_time, s.busy_time), '-infinity') < now() - %(sta
       AND EXISTS (
           SELECT 1
           FROM purchases p
-          WHERE p.partition = s.partition AND p.state IN ('RESERVED', 'SETTLING')
-                AND p.update_time < now() - %(stale_s)s::float8 * interval '1 second'
+          WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
+                AND p.partition = s.partition AND p.state IN ('RESERVED', 'SETTLING')
                 AND GREATEST(p.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       )
 ORDER BY s.partition;
@@ -45,14 +45,14 @@ ORDER BY s.partition;
 SELECT p.purchase_id, p.partition
 FROM purchases p
 JOIN settlement_partitions s USING (partition)
-WHERE p.state IN ('RESERVED', 'SETTLING')
-      AND p.update_time < now() - %(stale_s)s::float8 * interval '1 second'
+WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
+      AND p.state IN ('RESERVED', 'SETTLING')
       AND GREATEST(p.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       AND (
           GREATEST(p.queue_time, p.claim_time) < s.claimed_queue_time - %(stale_s)s::float8 * interval '1 second'
           OR p.partition = ANY(%(empty_partitions)s::smallint[])
       )
-ORDER BY p.update_time
+ORDER BY p.create_time
 LIMIT %(limit)s;
 
 -- name: list_cleanups
