@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale test up down restart status logs clean audit token account new-sale lint format proto
+.PHONY: help install sale settle test up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 # The commands start processes; gRPC then only complains that it cannot follow them.
@@ -24,6 +24,9 @@ install:  ## Install the server programs (apt-get) and the Python packages (.ven
 sale: install  ## Run a whole sale and print the verdict (USERS, SHARES, POOR, RATE)
 	@SETTLEMENT_RATE_PER_S=$(RATE) SETTLEMENT_BURST=$(BURST) $(python) -m stack up
 	@USERS=$(USERS) SHARES=$(SHARES) POOR=$(POOR) RATE=$(RATE) $(python) -m bench.sale
+
+settle: up  ## Measure settlement with the bucket open (SHARES)
+	@SHARES=$(SHARES) $(python) -m bench.settlement
 
 test: install lint  ## Run lint and all tests, on servers of their own
 	@$(python) -m pytest

@@ -1,6 +1,7 @@
 """Just enough HTTP/1.1 to cut a gateway's answers out of a byte stream at full speed. Pure."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -29,7 +30,7 @@ class Answer:
         return b"\r\nconnection: close" in self.head
 
 
-class Facts(msgspec.Struct):
+class Facts(msgspec.Struct, frozen=True):
     """What a buyer needs of a body, be it a purchase or a problem (RFC 9457)."""
 
     reason: str = ""
@@ -40,6 +41,8 @@ class Facts(msgspec.Struct):
 _decode_facts = msgspec.json.Decoder(Facts).decode
 
 
+# Everybody who is refused is told the same: reading that once a second is enough.
+@lru_cache(maxsize=1024)
 def cut_answer(data: bytes) -> Answer | None:
     """The first answer in ``data`` (its head in lower case), or None while it is incomplete. Raises AnswerError."""
     end = data.find(b"\r\n\r\n")
@@ -63,6 +66,7 @@ def cut_answer(data: bytes) -> Answer | None:
     return Answer(status, head, data[body_at : body_at + length], data[body_at + length :])
 
 
+@lru_cache(maxsize=1024)
 def facts_of(body: bytes) -> Facts:
     """Reason, delay and purchase id named by a body; empty ones when it is no such JSON object."""
     try:

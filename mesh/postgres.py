@@ -8,7 +8,7 @@ import asyncio
 import random
 import re
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar, cast
@@ -140,10 +140,32 @@ async def in_transaction(pool: Pool, work: Callable[[Connection], Awaitable[T]])
     Repeats it, at most 5 times, when PostgreSQL ends it for a deadlock or serialization failure, so ``work`` must
     have no effect outside the transaction. Raises UNAVAILABLE as ``connection`` does.
     """
+
+    async def transaction() -> T:
+        async with connection(pool) as conn, conn.transaction():
+            return await work(conn)
+
+    return await _until_no_conflict(transaction)
+
+
+async def run_statement(pool: Pool, query: LiteralString, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Runs one statement, which is a transaction of its own, and returns its rows, if it has any.
+
+    One round trip instead of the three of ``in_transaction``; repeats and raises as that does.
+    """
+
+    async def statement() -> list[tuple[Any, ...]]:
+        async with connection(pool) as conn:
+            cursor = await conn.execute(query, parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+    return await _until_no_conflict(statement)
+
+
+async def _until_no_conflict(work: Callable[[], Awaitable[T]]) -> T:
     for attempt in range(1, _ATTEMPTS_MAX + 1):
         try:
-            async with connection(pool) as conn, conn.transaction():
-                return await work(conn)
+            return await work()
         except _CONFLICTS as error:
             if attempt == _ATTEMPTS_MAX:
                 raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error

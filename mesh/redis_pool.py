@@ -14,7 +14,8 @@ async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 
     """A client whose every command takes at most ``timeout_s`` seconds and is sent once.
 
     redis-py's own default sends a timed-out command up to ten times more; here the caller decides what may be repeated.
-    A connection that the server has closed, or on which a reply is left, is replaced before it is used. Replies are bytes. Raises redis.RedisError; callers translate it where they use it.
+    A connection that the server has closed, or on which a reply is left, is replaced before it is used. Replies are
+    bytes. Raises redis.RedisError; callers translate it where they use it.
     """
     pool = BlockingConnectionPool.from_url(
         url,

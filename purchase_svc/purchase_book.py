@@ -5,14 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, LiteralString
 
-import psycopg
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from psycopg.rows import TupleRow
 
 from mesh.errors import DomainError
-from mesh.postgres import Pool, Queries, connection
+from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase import Purchase, PurchaseState, Wish
 
 SQL_FOLDER = Path(__file__).parent / "sql"
@@ -89,7 +87,7 @@ class PurchaseBook:
             "currency_codes": [cost.currency_code for cost in costs],
             "partitions": partitions,
         }
-        rows = await self._fetch(self._queries.insert_purchases, parameters)
+        rows = await run_statement(self._pool, self._queries.insert_purchases, parameters)
         times: dict[str, datetime] = dict(rows)
         sales = {sale_id: uuid.UUID(sale_id) for sale_id in terms}
         new: dict[uuid.UUID, Purchase] = {}
@@ -117,7 +115,7 @@ class PurchaseBook:
 
     async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Purchase]:
         """The purchases that exist, by id."""
-        rows = await self._fetch(self._queries.get_purchases, {"purchase_ids": list(map(str, ids))})
+        rows = await run_statement(self._pool, self._queries.get_purchases, {"purchase_ids": list(map(str, ids))})
         return {row[0]: purchase_from_row(row) for row in rows}
 
     async def get(self, purchase_id: uuid.UUID, user_id: str = "") -> Purchase:
@@ -130,7 +128,10 @@ class PurchaseBook:
     async def get_changed(self, seen: Mapping[uuid.UUID, PurchaseState]) -> list[Purchase]:
         """Of the purchases named, those whose state is not the one given with them."""
         parameters = {"purchase_ids": list(map(str, seen)), "states": [state.value for state in seen.values()]}
-        return [purchase_from_row(row) for row in await self._fetch(self._queries.get_changed_purchases, parameters)]
+        return [
+            purchase_from_row(row)
+            for row in await run_statement(self._pool, self._queries.get_changed_purchases, parameters)
+        ]
 
     async def list_page(self, wanted: PurchaseFilter, after: uuid.UUID | None, limit: int) -> list[Purchase]:
         """Up to ``limit`` purchases in order of id, those above ``after``."""
@@ -146,7 +147,7 @@ class PurchaseBook:
             "after": after or _SMALLEST_ID,
             "limit": limit,
         }
-        return [purchase_from_row(row) for row in await self._fetch(query, parameters)]
+        return [purchase_from_row(row) for row in await run_statement(self._pool, query, parameters)]
 
     async def cancel(self, purchase_id: uuid.UUID, user_id: str) -> Purchase:
         """RESERVED -> CANCELLED with cleanup pending; one that is CANCELLED already is returned as it is.
@@ -154,7 +155,7 @@ class PurchaseBook:
         Raises PURCHASE_NOT_FOUND, or PURCHASE_NOT_CANCELLABLE from every other state.
         """
         parameters = {"purchase_id": purchase_id, "user_id": user_id}
-        rows = await self._fetch(self._queries.cancel_purchase, parameters)
+        rows = await run_statement(self._pool, self._queries.cancel_purchase, parameters)
         if rows:
             return purchase_from_row(rows[0])
         purchase = await self.get(purchase_id, user_id)
@@ -166,31 +167,17 @@ class PurchaseBook:
 
     async def finish_cancel_cleanup(self, purchase_id: uuid.UUID) -> None:
         """Notes that a cancelled purchase's reservation has been given back."""
-        await self._execute(self._queries.finish_cancel_cleanup, {"purchase_id": purchase_id})
+        await run_statement(self._pool, self._queries.finish_cancel_cleanup, {"purchase_id": purchase_id})
 
     async def mark_queued(self, ids: Sequence[uuid.UUID]) -> None:
         """Notes that messages with these purchases have been confirmed by the broker."""
-        await self._execute(self._queries.mark_queued, {"purchase_ids": list(map(str, ids))})
+        await run_statement(self._pool, self._queries.mark_queued, {"purchase_ids": list(map(str, ids))})
 
     async def summarize(self, sale_id: uuid.UUID) -> SaleSummary:
         """Counts a sale's purchases by state and reason."""
-        rows = await self._fetch(self._queries.summarize_sale, {"sale_id": sale_id})
+        rows = await run_statement(self._pool, self._queries.summarize_sale, {"sale_id": sale_id})
         return SaleSummary(
             counts=tuple(PurchaseCount(PurchaseState(row[0]), row[1], row[2], row[3]) for row in rows),
             first_claim_time=min((row[4] for row in rows if row[4] is not None), default=None),
             last_final_time=max((row[5] for row in rows if row[5] is not None), default=None),
         )
-
-    async def _fetch(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[TupleRow]:
-        try:
-            async with connection(self._pool) as conn:
-                return await (await conn.execute(query, parameters)).fetchall()
-        except psycopg.errors.DeadlockDetected as error:
-            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error
-
-    async def _execute(self, query: LiteralString, parameters: Mapping[str, Any]) -> None:
-        try:
-            async with connection(self._pool) as conn:
-                await conn.execute(query, parameters)
-        except psycopg.errors.DeadlockDetected as error:
-            raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "too many concurrent changes") from error

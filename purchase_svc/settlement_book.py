@@ -1,10 +1,9 @@
 """Purchases in SQL as settlement and the sweeper see them. Every statement may be repeated without further harm."""
 
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from mesh.postgres import Connection, Pool, Queries, in_transaction
+from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase_book import SQL_FOLDER
 from purchase_svc.settlement_rules import Claimed, Ending
 
@@ -22,7 +21,7 @@ class SettlementBook:
 
         From here on no cancel can win.
         """
-        rows = await self._fetch(self._queries.claim_purchases, {"purchase_ids": list(map(str, ids))})
+        rows = await run_statement(self._pool, self._queries.claim_purchases, {"purchase_ids": list(map(str, ids))})
         return [Claimed(*row) for row in rows]
 
     async def finish(self, endings: Sequence[Ending]) -> None:
@@ -36,20 +35,10 @@ class SettlementBook:
             # Arrays of different lengths cannot travel as an array of arrays.
             "share_numbers": ["{" + ",".join(map(str, ending.share_numbers)) + "}" for ending in endings],
         }
-        await self._execute(self._queries.finish_purchases, parameters)
+        await run_statement(self._pool, self._queries.finish_purchases, parameters)
 
     async def mark_requeued(self, ids: Sequence[uuid.UUID], delay_s: float = 0.0) -> None:
         """Notes that a message with these reaches its partition ``delay_s`` seconds from now."""
-        await self._execute(self._queries.mark_requeued, {"purchase_ids": list(map(str, ids)), "delay_s": delay_s})
-
-    async def _fetch(self, query: Any, parameters: Mapping[str, Any]) -> list[Any]:
-        async def work(conn: Connection) -> list[Any]:
-            return await (await conn.execute(query, parameters)).fetchall()
-
-        return await in_transaction(self._pool, work)
-
-    async def _execute(self, query: Any, parameters: Mapping[str, Any]) -> None:
-        async def work(conn: Connection) -> None:
-            await conn.execute(query, parameters)
-
-        await in_transaction(self._pool, work)
+        await run_statement(
+            self._pool, self._queries.mark_requeued, {"purchase_ids": list(map(str, ids)), "delay_s": delay_s}
+        )

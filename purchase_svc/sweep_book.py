@@ -1,12 +1,11 @@
 """Purchases in SQL as the sweeper sees them: what is unfinished, what is left to clean up, what is missing."""
 
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
-from mesh.postgres import Connection, Pool, Queries, in_transaction
+from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase import Wish
 from purchase_svc.purchase_book import SQL_FOLDER, Terms
 
@@ -24,23 +23,26 @@ class SweepBook:
     async def take_lease(self, ttl_s: float) -> bool:
         """Whether this process is the one that sweeps, for the next ``ttl_s`` seconds."""
         parameters = {"lease_name": _LEASE, "holder": self._holder, "ttl_s": ttl_s}
-        return bool(await self._fetch(self._queries.take_lease, parameters))
+        return bool(await run_statement(self._pool, self._queries.take_lease, parameters))
 
     async def give_back_lease(self) -> None:
         """Lets another process sweep at once."""
-        await self._execute(self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
+        await run_statement(self._pool, self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
 
     async def note_busy(self, partitions: Sequence[int]) -> None:
         """Notes that this process has messages of these partitions in hand."""
-        await self._execute(self._queries.note_busy, {"partitions": list(partitions)})
+        await run_statement(self._pool, self._queries.note_busy, {"partitions": list(partitions)})
 
     async def list_unqueued(self, *, age_s: float, limit: int) -> list[tuple[uuid.UUID, int]]:
         """Purchases, with their partitions, that are ``age_s`` seconds old and not known to have been queued."""
-        return await self._fetch(self._queries.list_unqueued, {"age_s": age_s, "limit": limit})
+        return await run_statement(self._pool, self._queries.list_unqueued, {"age_s": age_s, "limit": limit})
 
     async def list_silent_partitions(self, *, stale_s: float) -> list[int]:
         """Partitions with a purchase without a sign of life for ``stale_s`` seconds, and without a worker at work."""
-        return [row[0] for row in await self._fetch(self._queries.list_silent_partitions, {"stale_s": stale_s})]
+        return [
+            row[0]
+            for row in await run_statement(self._pool, self._queries.list_silent_partitions, {"stale_s": stale_s})
+        ]
 
     async def list_lost(
         self, *, stale_s: float, empty_partitions: Sequence[int], limit: int
@@ -50,23 +52,31 @@ class SweepBook:
         ``empty_partitions`` are silent ones in whose queue no message waits.
         """
         parameters = {"stale_s": stale_s, "empty_partitions": list(empty_partitions), "limit": limit}
-        return await self._fetch(self._queries.list_lost, parameters)
+        return await run_statement(self._pool, self._queries.list_lost, parameters)
 
     async def list_cleanups(self, *, age_s: float, limit: int) -> list[uuid.UUID]:
         """Purchases that ended ``age_s`` seconds ago, whose reservation or hold may still be open; oldest first."""
-        return [row[0] for row in await self._fetch(self._queries.list_cleanups, {"age_s": age_s, "limit": limit})]
+        return [
+            row[0]
+            for row in await run_statement(self._pool, self._queries.list_cleanups, {"age_s": age_s, "limit": limit})
+        ]
 
     async def finish_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
         """Notes that nothing of these is open any more."""
-        await self._execute(self._queries.finish_cleanups, {"purchase_ids": list(map(str, ids))})
+        await run_statement(self._pool, self._queries.finish_cleanups, {"purchase_ids": list(map(str, ids))})
 
     async def postpone_cleanups(self, ids: Sequence[uuid.UUID]) -> None:
         """Puts these at the end of the line."""
-        await self._execute(self._queries.postpone_cleanups, {"purchase_ids": list(map(str, ids))})
+        await run_statement(self._pool, self._queries.postpone_cleanups, {"purchase_ids": list(map(str, ids))})
 
     async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Of these ids, those that no purchase has."""
-        return {row[0] for row in await self._fetch(self._queries.list_missing, {"purchase_ids": list(map(str, ids))})}
+        return {
+            row[0]
+            for row in await run_statement(
+                self._pool, self._queries.list_missing, {"purchase_ids": list(map(str, ids))}
+            )
+        }
 
     async def insert_abandoned(self, wishes: Sequence[Wish], terms: Terms) -> int:
         """Records purchases that were never recorded as FAILED for ABANDONED, with cleanup pending.
@@ -84,16 +94,4 @@ class SweepBook:
             "partitions": [wish.partition for wish in wishes],
             "reason": ErrorReason.ERROR_REASON_ABANDONED,
         }
-        return len(await self._fetch(self._queries.insert_abandoned, parameters))
-
-    async def _fetch(self, query: Any, parameters: Mapping[str, Any]) -> list[Any]:
-        async def work(conn: Connection) -> list[Any]:
-            return await (await conn.execute(query, parameters)).fetchall()
-
-        return await in_transaction(self._pool, work)
-
-    async def _execute(self, query: Any, parameters: Mapping[str, Any]) -> None:
-        async def work(conn: Connection) -> None:
-            await conn.execute(query, parameters)
-
-        await in_transaction(self._pool, work)
+        return len(await run_statement(self._pool, self._queries.insert_abandoned, parameters))

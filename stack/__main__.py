@@ -5,25 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
 
 from stack import environment
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
-from stack.ports import SETTLEMENT_WORKERS_MAX, Ports
-from stack.stack import Stack
+from stack.ports import SETTLEMENT_WORKERS_MAX, Ports, settlement_workers
+from stack.stack import Stack, stack_as_started
 
 
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _settlement_workers(environ: Mapping[str, str]) -> int:
-    text = environ.get("SETTLEMENT_WORKERS", "") or "1"
-    if not text.isdecimal() or not 1 <= int(text) <= SETTLEMENT_WORKERS_MAX:
-        raise StackError(f"SETTLEMENT_WORKERS is {text!r}, but must be a number from 1 to {SETTLEMENT_WORKERS_MAX}")
-    return int(text)
 
 
 def _stack(folder: StackFolder) -> Stack:
@@ -32,17 +24,14 @@ def _stack(folder: StackFolder) -> Stack:
         folder,
         Ports.from_environment(os.environ),
         settings=environment.passed_on(os.environ),
-        settlement_workers=_settlement_workers(os.environ),
+        settlement_workers=settlement_workers(os.environ),
         report=_say,
     )
 
 
-def _stack_as_started(folder: StackFolder) -> Stack:
-    """The stack as it was last started, whatever this environment says: what is to be looked at or ended."""
-    if not folder.environment_file.exists():
-        return _stack(folder)
-    before = environment.read(folder)
-    return Stack(folder, Ports.from_environment(before), settlement_workers=_settlement_workers(before), report=_say)
+def _as_started(folder: StackFolder) -> Stack:
+    """The stack that is to be looked at or ended."""
+    return stack_as_started(folder, report=_say) if folder.environment_file.exists() else _stack(folder)
 
 
 def _up(folder: StackFolder) -> int:
@@ -53,7 +42,7 @@ def _up(folder: StackFolder) -> int:
 
 
 def _down(folder: StackFolder) -> int:
-    _say("down: all stopped, the data is kept" if _stack_as_started(folder).down() else "nothing was running")
+    _say("down: all stopped, the data is kept" if _as_started(folder).down() else "nothing was running")
     return 0
 
 
@@ -61,13 +50,13 @@ def _clean(folder: StackFolder) -> int:
     if not folder.path.exists():
         _say("there is nothing to remove")
         return 0
-    _stack_as_started(folder).remove()
+    _as_started(folder).remove()
     _say(f"removed {folder.path}")
     return 0
 
 
 def _status(folder: StackFolder) -> int:
-    stack = _stack_as_started(folder)
+    stack = _as_started(folder)
     if not stack.is_running():
         _say("the stack is down: run make up")
         return 1

@@ -73,6 +73,14 @@ def setting(name: str) -> str:
     return f"{name.removesuffix('-2').removesuffix('-3').removesuffix('-4').upper()}_PORT"
 
 
+def settlement_workers(environ: Mapping[str, str]) -> int:
+    """How many settlement workers SETTLEMENT_WORKERS asks for. Raises StackError when it is no such number."""
+    text = environ.get("SETTLEMENT_WORKERS", "") or "1"
+    if not text.isdecimal() or not 1 <= int(text) <= SETTLEMENT_WORKERS_MAX:
+        raise StackError(f"SETTLEMENT_WORKERS is {text!r}, but must be a number from 1 to {SETTLEMENT_WORKERS_MAX}")
+    return int(text)
+
+
 def refuse_taken(ports: Mapping[str, int]) -> None:
     """Raise StackError naming every port that is taken, what wants it and the setting that moves it."""
     complaints = []

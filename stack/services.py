@@ -55,15 +55,13 @@ def part(name: str, folder: StackFolder, ports: Ports) -> Part:
     return Part(name, port, program, _check(kind, port), ready_within_s=60)
 
 
-def write_environment(
-    name: str, folder: StackFolder, ports: Ports, whole: Mapping[str, str], changes: Mapping[str, str]
-) -> None:
-    """Write down what a service process is told at its next start; `changes` go over everything else."""
+def write_environment(name: str, folder: StackFolder, ports: Ports, whole: Mapping[str, str]) -> None:
+    """Write down what a service process is told at its next start."""
     kind, index = _kind_and_index(name)
     own = base_environment() | for_service(kind, whole)
     if kind == "settlement" and index > 0:
         own["SETTLEMENT_LISTEN"] = settlement_listen(ports, index)
-    own_file(folder.service_environment_file(name), json.dumps(own | dict(changes), indent=1) + "\n")
+    own_file(folder.service_environment_file(name), json.dumps(own, indent=1) + "\n")
 
 
 def migrate(folder: StackFolder, whole: Mapping[str, str]) -> None:

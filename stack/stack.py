@@ -14,7 +14,7 @@ from stack import environment, postgres_server, rabbitmq_server, redis_server, s
 from stack.errors import NotReadyError, StackError
 from stack.folder import StackFolder, own_file
 from stack.parts import Part
-from stack.ports import Ports, refuse_taken
+from stack.ports import Ports, refuse_taken, settlement_workers
 from stack.secret_store import Secrets, load_or_create
 from stack.services import log_tail
 from stack.supervisor import ProcessInfo, Supervisor
@@ -25,6 +25,10 @@ _POLL_S = 0.05
 _STARTS_MAX = 3
 
 Report = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Reports to nobody."""
 
 
 class Stack:
@@ -41,7 +45,7 @@ class Stack:
         *,
         settings: Mapping[str, str] | None = None,
         settlement_workers: int = 1,
-        report: Report = lambda line: None,
+        report: Report = _silent,
     ) -> None:
         self.folder = folder
         self._ports = ports
@@ -94,13 +98,13 @@ class Stack:
         """Make the services' roles and databases where they are missing."""
         postgres_server.create_databases(self._ports, self._known_secrets())
 
-    def start_services(self, changes: Mapping[str, str] | None = None) -> None:
+    def start_services(self) -> None:
         """Migrate the databases and start every service; restart those whose environment has changed."""
         whole = self.environment
         services.migrate(self.folder, whole)
         for name in self.service_names:
             before = self._service_environment(name)
-            services.write_environment(name, self.folder, self._ports, whole, changes or {})
+            services.write_environment(name, self.folder, self._ports, whole)
             if before != self._service_environment(name) and self._supervisor.info(name).up:
                 self._report(f"{name}: its settings have changed, so it is restarted")
                 self._supervisor.stop(name)
@@ -254,6 +258,18 @@ class Stack:
             except BlockingIOError:
                 raise StackError("another make up, down or clean is at work on this stack") from None
             yield
+
+
+def stack_as_started(folder: StackFolder, changes: Mapping[str, str] | None = None, report: Report = _silent) -> Stack:
+    """The stack as it was last started, whatever this process's environment says, with these settings changed."""
+    before = environment.read(folder)
+    return Stack(
+        folder,
+        Ports.from_environment(before),
+        settings=environment.passed_on(before) | dict(changes or {}),
+        settlement_workers=settlement_workers(before),
+        report=report,
+    )
 
 
 def _as_json(values: Mapping[str, str]) -> str:
