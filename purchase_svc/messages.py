@@ -18,7 +18,6 @@ from mesh.validation import Violations, canonical_uuid, is_name
 from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase, PurchaseState, Wish
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
 
-#: Purchases in a page if the caller does not say, and at most.
 #: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
 _PAGE_BYTES_MAX = 2 * 1024 * 1024
 
