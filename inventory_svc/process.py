@@ -85,6 +85,7 @@ async def _serving(settings: Settings, pool: Pool, background: Pool, gate: Stock
     supervised.start("reaper", reaper.run(period_ms=settings.reaper_period_ms))
     supervised.start("grant proofs", proofs.run())
     supervised.start("stock watch", watch.failure())
+    supervised.start("stock edges", watch.follow_edges())
     try:
         async with GrpcServer(
             settings.listen, [servicer.registration()], calls_max=settings.calls_max, grace_s=settings.drain_s

@@ -125,6 +125,11 @@ class SaleBook:
             raise sale_not_found(sale_id)
         return WatchedSale(sale_id, *row)
 
+    async def renew_lease(self, sale_id: str, epoch: int, lease_ms: int) -> None:
+        """Keeps others from recalibrating for so long, unless a newer epoch has taken the lease."""
+        async with connection(self._pool) as conn:
+            await conn.execute(SQL.renew_lease, {"sale_id": sale_id, "epoch": epoch, "lease_ms": lease_ms})
+
     async def end_lease(self, sale_id: str, epoch: int) -> None:
         """Lets others recalibrate at once, unless a newer epoch has taken the lease."""
         async with connection(self._pool) as conn:

@@ -41,7 +41,7 @@ class Settings:
     )
     calibration_lease_ms: int = setting(
         "how long others leave a recalibration alone; a dead one's gate stays closed for so long",
-        default=5_000,
+        default=2_000,
         minimum=100,
         maximum=600_000,
     )

@@ -4,7 +4,7 @@ Every script acts only on a calibration that is current (made for this run of th
 otherwise changes nothing. The gate decides; it makes nothing durable: that is the reservation book's part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ SCRIPT_ITEMS_MAX = 250
 LOAD_CHUNK = 1_000
 #: What a dead recalibrator has loaded goes away by itself after this, seconds.
 _LOADED_KEPT_S = 600
+#: Channel on which scripts tell the sale whose stock has become or ceased to be zero (lua/prelude.lua).
+_EDGES = "inventory:edges"
+_EDGE_WAIT_S = 0.5
 _LUA = Path(__file__).parent / "lua"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -208,6 +211,21 @@ class StockGate:
         except RedisError as error:
             raise _away(error) from error
         return holders
+
+    async def edges(self) -> AsyncGenerator[str, None]:
+        """The sale of each stock that becomes or ceases to be zero, by whichever process, as it happens.
+
+        Nothing is told of what happens while Redis is away; ends with UNAVAILABLE then.
+        """
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            try:
+                await subscription.subscribe(_EDGES)
+                while True:
+                    message = await subscription.get_message(timeout=_EDGE_WAIT_S)
+                    if message is not None:
+                        yield message["data"].decode()
+            except RedisError as error:
+                raise _away(error) from error
 
     async def close(self, sale_id: str) -> str:
         """Stops the gate until it is recalibrated; the run id of the server."""

@@ -23,6 +23,8 @@ log = get_logger(__name__)
 
 #: Time between two readings of a gate: at most 20 a second, fewer when nothing has changed for a while, seconds.
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.05, 0.1, 2.0
+#: Pause before changes of other processes are listened to again, seconds.
+_EDGES_PAUSE_S = 0.2
 #: Longest silence of a stream, seconds; below the 250 ms of the contract by what a busy loop may add.
 _SILENCE_S_MAX = 0.2
 #: Age at which a reading is no longer shown, seconds: the hub hangs on Redis.
@@ -111,6 +113,10 @@ class _Hub:
         """This process changed the stock. The change to or from zero is read and told at once."""
         if self._stock is None or (available == 0) != (self._stock.available == 0):
             self._urgent.set()
+
+    def read_now(self) -> None:
+        """The stock has become zero or ceased to be: it is read and told at once."""
+        self._urgent.set()
 
     async def run(self) -> None:
         """Reads until stopped or cancelled; a cancellation alone can be lost (supervised.end_tasks)."""
@@ -204,6 +210,19 @@ class StockWatch:
         """Tells that this process has just changed a sale's stock."""
         if sale_id in self._hubs:
             self._hubs[sale_id][0].hint(available)
+
+    async def follow_edges(self) -> None:
+        """Reads a watched stock at once when another process has taken its last unit or brought back its first; for
+        ever. Without it such a change is seen only at the next reading."""
+        while True:
+            try:
+                async with contextlib.aclosing(self._gate.edges()) as edges:
+                    async for sale_id in edges:
+                        if sale_id in self._hubs:
+                            self._hubs[sale_id][0].read_now()
+            except DomainError as error:
+                log.warning("changes of stock are not told", reason=error.reason_name)
+            await asyncio.sleep(_EDGES_PAUSE_S)
 
     async def failure(self) -> None:
         """Waits until a hub fails unexpectedly, and raises what it raised."""

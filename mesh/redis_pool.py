@@ -2,11 +2,26 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
+
+
+class _Connection(Connection):
+    """A connection that says ConnectionError when it is lost at the moment of sending.
+
+    redis-py expects OSError then; uvloop raises RuntimeError for a transport that has just been closed.
+    """
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*arguments, **options)
+        except RuntimeError as error:
+            raise ConnectionError("the connection was lost while sending") from error
 
 
 @asynccontextmanager
@@ -19,6 +34,7 @@ async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 
     """
     pool = BlockingConnectionPool.from_url(
         url,
+        connection_class=_Connection,
         max_connections=connections_max,
         timeout=timeout_s,
         socket_timeout=timeout_s,

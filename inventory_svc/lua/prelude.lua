@@ -31,6 +31,7 @@ local function current_gate(gate_key)
   local gate = {
     epoch = tonumber(found[2]),
     available = tonumber(found[4]),
+    available_before = tonumber(found[4]),
     reserved = tonumber(found[5]),
     sold = tonumber(found[6]),
     total = tonumber(found[7]),
@@ -76,8 +77,13 @@ local function log_changes(gate, entries)
   gate.changes = gate.changes + #entries
 end
 
--- Writes the counts back. They were checked before anything was written.
+-- Writes the counts back. They were checked before anything was written. When the last unit goes, or the first returns,
+-- every process that follows the sale is told: a gateway that still acts on the reading before could tell a winner that
+-- it lost.
 local function save_counts(gate_key, gate)
+  if (gate.available == 0) ~= (gate.available_before == 0) then
+    redis.call('PUBLISH', 'inventory:edges', string.match(gate_key, '{(.-)}'))
+  end
   redis.call('HSET', gate_key, 'available', gate.available, 'reserved', gate.reserved, 'sold', gate.sold, 'changes',
     gate.changes)
 end

@@ -54,6 +54,11 @@ UPDATE calibration_leases
 SET epoch = %(epoch)s, expire_time = clock_timestamp() + %(lease_ms)s * interval '1 millisecond'
 WHERE sale_id = %(sale_id)s
 
+-- name: renew_lease
+UPDATE calibration_leases
+SET expire_time = clock_timestamp() + %(lease_ms)s * interval '1 millisecond'
+WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s
+
 -- name: end_lease
 UPDATE calibration_leases SET expire_time = '-infinity' WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s
 
