@@ -1,6 +1,6 @@
 """Holds in SQL: batches placed, captured, released, reversed and expired, one transaction each."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,6 +8,7 @@ from balance_svc import bookkeeping
 from balance_svc.account import AccountKey
 from balance_svc.hold import Decision, Hold, HoldRequest, HoldState
 from balance_svc.hold_batch import HoldBatch, HoldChanges
+from mesh import failpoints
 from mesh.postgres import Connection, Pool, Queries, connection
 
 
@@ -40,19 +41,19 @@ class HoldBook:
                 conn, keys, hold_ids, lambda batch: [batch.place(request, self._ttl) for request in requests]
             )
 
-        return await bookkeeping.decide_in_transaction(self._pool, work)
+        return await self._committed("balance.placed", work)
 
     async def capture(self, hold_ids: Sequence[str]) -> list[Decision]:
         """Takes the money of each hold and books it to its beneficiary."""
-        return await self._change(hold_ids, HoldBatch.capture)
+        return await self._change("balance.captured", hold_ids, HoldBatch.capture)
 
     async def release(self, hold_ids: Sequence[str]) -> list[Decision]:
         """Gives the money of each hold back to its owner's use."""
-        return await self._change(hold_ids, HoldBatch.release)
+        return await self._change("balance.released", hold_ids, HoldBatch.release)
 
     async def reverse(self, hold_id: str) -> Decision:
         """Books a captured hold's money back."""
-        return (await self._change([hold_id], HoldBatch.reverse))[0]
+        return (await self._change("balance.reversed", [hold_id], HoldBatch.reverse))[0]
 
     async def expire_overdue(self, rows_max: int) -> int:
         """Ends up to ``rows_max`` holds whose time has run out; returns how many were found."""
@@ -60,10 +61,12 @@ class HoldBook:
             rows = await (await conn.execute(self._queries.read_overdue_holds, {"rows_max": rows_max})).fetchall()
         if rows:
             # Found without a lock; what they are by now is read again under the locks.
-            await self._change([row[0] for row in rows], HoldBatch.expire)
+            await self._change("balance.expired", [row[0] for row in rows], HoldBatch.expire)
         return len(rows)
 
-    async def _change(self, hold_ids: Sequence[str], decide: Callable[[HoldBatch, str], Decision]) -> list[Decision]:
+    async def _change(
+        self, point: str, hold_ids: Sequence[str], decide: Callable[[HoldBatch, str], Decision]
+    ) -> list[Decision]:
         async def work(conn: Connection) -> list[Decision]:
             cursor = await conn.execute(self._queries.read_hold_accounts, {"hold_ids": list(set(hold_ids))})
             owners: dict[str, AccountKey] = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
@@ -73,7 +76,12 @@ class HoldBook:
                 conn, set(owners.values()), owners, lambda batch: [decide(batch, hold_id) for hold_id in hold_ids]
             )
 
-        return await bookkeeping.decide_in_transaction(self._pool, work)
+        return await self._committed(point, work)
+
+    async def _committed(self, point: str, work: Callable[[Connection], Awaitable[list[Decision]]]) -> list[Decision]:
+        decisions = await bookkeeping.decide_in_transaction(self._pool, work)
+        failpoints.hit(point)
+        return decisions
 
     async def _decide(
         self,
@@ -91,6 +99,7 @@ class HoldBook:
         await self._write(conn, changes, now)
         await bookkeeping.write_entries(conn, self._queries, changes.entries, now)
         await bookkeeping.write_accounts(conn, self._queries, changes.accounts)
+        failpoints.hit("balance.committing")
         return decisions
 
     async def _write(self, conn: Connection, changes: HoldChanges, now: datetime) -> None:

@@ -10,6 +10,7 @@ from inventory_svc.reservation_book import Move, ReservationBook
 from inventory_svc.sale import ReservationState
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 
@@ -55,6 +56,7 @@ class GateMoves:
         # Read after the commit: a recalibration with a later epoch counts after it and needs no move.
         epochs = await self._sales.epochs(list({move.sale_id for move in moves}))
         done = [move.move_id for move in moves if await self._apply(move, epochs[move.sale_id])]
+        failpoints.hit("inventory.moved")
         if done:
             await self._book.delete_moves(done)
 

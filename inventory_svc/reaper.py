@@ -8,6 +8,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 
@@ -59,6 +60,7 @@ class Reaper:
         if not grants:
             return 0
         reasons = await self._book.bury(sale_id, epoch, grants)
+        failpoints.hit("inventory.buried")
         proved = [key for key, reason in reasons.items() if not reason]
         ended = [key for key, reason in reasons.items() if reason]
         if proved:

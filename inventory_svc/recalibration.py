@@ -19,6 +19,7 @@ from inventory_svc.sale import Sale, SaleState, Stock, sale_not_found
 from inventory_svc.sale_book import SQL, SaleBook, sale_of_row
 from inventory_svc.stock_gate import LOAD_CHUNK, CalibrationCounts, StockGate
 from inventory_svc.supervised import end_tasks
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.postgres import Connection, Pool, in_transaction
@@ -142,19 +143,25 @@ class Recalibrator:
 
     async def _rebuild(self, sale_id: str, *, asked_for: bool) -> Stock | None:
         run_id = await self._gate.close(sale_id)
+        failpoints.hit("recalibration.closed")
         count = await self._count(sale_id, asked_for=asked_for)
         if count is None:
             return None
+        failpoints.hit("recalibration.counted")
+        lease = _Lease(self._sales, sale_id, count.epoch, self._lease_ms)
         try:
             counts = count.counts
             for name, chunks in (("grants", count.records), ("users", _chunks(count.users))):
                 await self._gate.load(sale_id, name, count.epoch, {"": ""})
                 for chunk in chunks:
+                    await lease.keep()
                     await self._gate.load(sale_id, name, count.epoch, chunk)
+            failpoints.hit("recalibration.loaded")
             terms, is_open = count.sale.terms, count.sale.state == SaleState.OPEN
             switched = await self._gate.switch(
                 sale_id, run_id=run_id, epoch=count.epoch, counts=counts, terms=terms, is_open=is_open
             )
+            failpoints.hit("recalibration.switched")
         finally:
             # Also after a failure: whoever notices the closed gate may then begin at once.
             await self._sales.end_lease(sale_id, count.epoch)
@@ -233,6 +240,25 @@ class Recalibrator:
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=most_s)
             await end_tasks(late)
+
+
+class _Lease:
+    """Renews a lease while its holder is at work, so that it can be short: a dead holder's gate waits for its end."""
+
+    def __init__(self, sales: SaleBook, sale_id: str, epoch: int, lease_ms: int) -> None:
+        self._sales = sales
+        self._sale_id = sale_id
+        self._epoch = epoch
+        self._lease_ms = lease_ms
+        #: On the loop's clock. The count may have used most of the lease.
+        self._renewed_at = float("-inf")
+
+    async def keep(self) -> None:
+        """Renews it when a third of it is over. Raises UNAVAILABLE."""
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed_at > self._lease_ms / 3000:
+            self._renewed_at = now
+            await self._sales.renew_lease(self._sale_id, self._epoch, self._lease_ms)
 
 
 def _chunks(users: dict[str, int]) -> Iterable[dict[str, str | int]]:

@@ -14,6 +14,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from inventory_svc import share_numbers
 from inventory_svc.sale import Reservation, ReservationState, Stock, Wish, reason_of_stored, sale_not_found
 from inventory_svc.sale_book import SQL
+from mesh import failpoints
 from mesh.postgres import Connection, Pool, connection, in_transaction
 
 _FETCHED_AT_ONCE = 2_000
@@ -127,7 +128,9 @@ class ReservationBook:
                 numbers |= await share_numbers.numbers_of(conn, earlier)
             return {key: _confirmation(locked.get(key), numbers.get(key, ())) for key in wanted}, moves
 
-        return await in_transaction(self._pool, work)
+        done = await in_transaction(self._pool, work)
+        failpoints.hit("inventory.confirmed")
+        return done
 
     async def release(self, reservation_ids: Sequence[str], *, revoke_sold: bool) -> tuple[dict[str, int], list[Move]]:
         """Gives units back: RESERVED (with ``revoke_sold`` also SOLD) -> RELEASED, numbers freed; and the moves.
@@ -154,7 +157,9 @@ class ReservationBook:
                 await share_numbers.free_numbers(conn, list(revoked))
             return reasons, await _transition(conn, ReservationState.RELEASED, by_sale)
 
-        return await in_transaction(self._pool, work)
+        done = await in_transaction(self._pool, work)
+        failpoints.hit("inventory.released")
+        return done
 
     async def moves_left(self, *, min_age_ms: int, after_id: int, most: int) -> list[Move]:
         """The oldest moves beyond ``after_id`` that are at least so old by the database's clock."""

@@ -12,6 +12,7 @@ from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale import SaleTerms, Wish
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 
@@ -92,6 +93,7 @@ class Reserving:
                 reasons += [error.reason] * (len(wishes) - first)
                 epochs += [0] * (len(wishes) - first)
                 break
+            failpoints.hit("inventory.granted")
             self._changed(sale_id, answer.available)
             reasons += answer.reasons
             epochs += [answer.epoch] * len(part)
@@ -118,6 +120,7 @@ class Reserving:
         if reasons is None:
             self._stale(sale_id)
             return dict.fromkeys(grants, int(ErrorReason.ERROR_REASON_STOCK_RECALIBRATING))
+        failpoints.hit("inventory.recorded")
         self._proofs.add(sale_id, epoch, (key for key, reason in reasons.items() if not reason))
         spent = [key for key, reason in reasons.items() if reason]
         if spent:

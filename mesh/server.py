@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from mesh import failpoints
 from mesh.interceptors import ErrorInterceptor, LimitInterceptor
 from mesh.logs import get_logger
 from mesh.settings import SettingsError
@@ -49,6 +50,7 @@ def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
+        failpoints.configure()
         uvloop.run(main())
     except SettingsError as error:
         sys.stderr.write(f"settings: {error}\n")

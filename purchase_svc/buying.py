@@ -14,6 +14,7 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 
+from mesh import failpoints
 from mesh.batcher import Batcher
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
@@ -175,11 +176,13 @@ class Buying:
     ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
         """The outcome of each wish, all of distinct ids, and the purchases that are known to exist."""
         reasons, terms = await self._reserve(wishes, deadline)
+        failpoints.hit("purchase.reserved")
         reserved = [wish for wish, reason in zip(wishes, reasons, strict=True) if not reason]
         new: dict[uuid.UUID, Purchase] = {}
         try:
             if reserved:
                 new = await self._book.insert(reserved, terms)
+                failpoints.hit("purchase.recorded")
                 self._on_new(new.values())
             # Whoever was refused may be a winner who repeats: if there is a purchase, it decides.
             in_doubt = [

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Iterable
 
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from purchase_svc.purchase import PARTITIONS, Purchase
@@ -91,8 +92,10 @@ class QueueWriter:
         ]
         if not messages:
             return
+        failpoints.hit("purchase.publishing")
         confirmed = await asyncio.gather(*(self._publish(partition, ids) for partition, ids in messages))
         queued = [each for ids in confirmed for each in ids]
+        failpoints.hit("purchase.published")
         missing = sum(len(ids) for _, ids in messages) - len(queued)
         if missing:
             log.warning("the message broker is away, purchases left to the sweeper", purchases=missing)

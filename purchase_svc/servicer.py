@@ -12,6 +12,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 
+from mesh import failpoints
 from mesh.channels import timeout_s
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
@@ -110,6 +111,7 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
         """See the contract."""
         purchase_id = read_purchase_id(request.purchase_id, request.user_id)
         purchase = await self._book.cancel(purchase_id, request.user_id)
+        failpoints.hit("purchase.cancelled")
         if purchase.cleanup_pending:
             await self._give_back(purchase_id, timeout_s(context, _RELEASE_TIMEOUT_S))
         return pb.CancelPurchaseResponse(purchase=write_purchase(purchase))

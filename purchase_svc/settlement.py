@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
+from mesh import failpoints
 from mesh.errors import DomainError, reason_name
 from mesh.logs import get_logger
 from purchase_svc.pacing import TokenBucket
@@ -87,15 +88,20 @@ class Settlement:
         Raises UNAVAILABLE when the purchase database is away; the batch is then to be given again.
         """
         batch = _Batch(await self._book.claim(ids))
+        failpoints.hit("settlement.claimed")
         for purchase in batch.claimed:
             if exhausted(purchase, self._attempts_max):
                 reason = ErrorReason.ERROR_REASON_INTERNAL
                 batch.endings[purchase.purchase_id] = Ending(purchase.purchase_id, PurchaseState.PARKED, reason)
         held = await self._hold(batch, [each for each in batch.claimed if each.purchase_id not in batch.endings])
+        failpoints.hit("settlement.held")
         owned = await self._assign(batch, held)
+        failpoints.hit("settlement.assigned")
         await self._capture(batch, owned)
+        failpoints.hit("settlement.captured")
         retries = self._give_up_or_retry(batch)
         await self._book.finish(list(batch.endings.values()))
+        failpoints.hit("settlement.finished")
         settled = Settled(tuple(batch.endings.values()), tuple(retries))
         self._note(len(ids), settled)
         return settled

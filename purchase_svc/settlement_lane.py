@@ -5,6 +5,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
 
+from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from purchase_svc.settlement import Settlement
@@ -139,6 +140,7 @@ class Lane:
                     log.warning("retries wait", purchases=len(ids), reason=error.reason_name)
                 if not await self._pause(_PAUSE_MIN_S):
                     return False
+            failpoints.hit("settlement.requeued")
             await self._note_requeued(ids, delay_s)
         return True
 

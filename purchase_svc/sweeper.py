@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mesh import failpoints
 from mesh.errors import DomainError, reason_name
 from mesh.logs import get_logger
 from purchase_svc.abandoned import AbandonedSearch
@@ -143,12 +144,14 @@ class Sweeper:
             for start in range(0, len(ids), _IDS_PER_MESSAGE):
                 some = ids[start : start + _IDS_PER_MESSAGE]
                 await self._publisher.publish(partition, some)
+                failpoints.hit("sweeper.published")
                 await self._book.mark_requeued(some)
                 log.warning("queued by the sweeper", purchases=len(some), partition=partition, why=why)
 
     async def _record_abandoned(self) -> None:
         found = await self._abandoned.search(_PAGES_MAX)
         if found:
+            failpoints.hit("sweeper.recorded")
             log.warning("reservations without a purchase", purchases=found)
 
     async def _clean_up(self) -> None:
@@ -161,9 +164,11 @@ class Sweeper:
         if not ids:
             return
         holds = await self._services.release_holds(ids)
+        failpoints.hit("sweeper.unheld")
         free = [key for key, answer in holds.items() if answer.nothing_held]
         units = await self._services.release_reservations(free, revoke_sold=False)
         clean = [key for key, answer in units.items() if answer.nothing_reserved]
+        failpoints.hit("sweeper.released")
         await self._sweep_book.finish_cleanups(clean)
         left = set(ids).difference(clean)
         for key in left:
