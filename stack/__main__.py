@@ -9,7 +9,8 @@ import sys
 from stack import environment
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
-from stack.ports import SETTLEMENT_WORKERS_MAX, Ports, settlement_workers
+from stack.ports import Ports
+from stack.replicas import Replicas
 from stack.stack import Stack, stack_as_started
 
 
@@ -24,7 +25,7 @@ def _stack(folder: StackFolder) -> Stack:
         folder,
         Ports.from_environment(os.environ),
         settings=environment.passed_on(os.environ),
-        settlement_workers=settlement_workers(os.environ),
+        replicas=Replicas.from_environment(os.environ),
         report=_say,
     )
 
@@ -62,14 +63,12 @@ def _status(folder: StackFolder) -> int:
         return 1
     well = True
     _say(f"{'part':<14}{'port':<8}{'process':<10}{'up for':<12}answer")
-    ports = Ports.from_environment(environment.read(folder)).listeners(SETTLEMENT_WORKERS_MAX) | {}
-    ports["rabbitmq"] = ports["amqp"]
     for info in stack.all_info():
         answer = stack.check(info.name) if info.up else info.state.lower()
         well = well and not answer
         minutes, seconds = divmod(info.uptime_s, 60)
         uptime = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if info.up else "-"
-        _say(f"{info.name:<14}{ports[info.name]:<8}{info.pid or '-':<10}{uptime:<12}{answer or 'ready'}")
+        _say(f"{info.name:<14}{stack.port(info.name):<8}{info.pid or '-':<10}{uptime:<12}{answer or 'ready'}")
     return 0 if well else 1
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
-from stack.ports import LOOPBACK, Ports
+from stack.ports import Ports
 from stack.postgres_server import DATABASES, admin_url, database_url
 from stack.rabbitmq_server import amqp_url
+from stack.replicas import SERVICE_KINDS, Replicas, count_setting
 from stack.secret_store import Secrets
 
 _PASSED_ON = ("INVENTORY_", "BALANCE_", "PURCHASE_", "SETTLEMENT_", "GATEWAY_", "MESH_")
-_NOT_PASSED_ON = ("_PORT", "_DATABASE_PASSWORD")
+_NOT_PASSED_ON = ("_PORT", "_DATABASE_PASSWORD", *map(count_setting, SERVICE_KINDS))
 # What each kind of process is given: never another's database, and the gateway no server at all.
 _OWN_PREFIXES = {
     "inventory": ("INVENTORY_", "MESH_"),
@@ -25,6 +26,8 @@ _OWN_PREFIXES = {
     "settlement": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
     "gateway": ("GATEWAY_", "MESH_"),
 }
+# What the services have, for commands and tests. A service told of it would be restarted by changes to others.
+_ADDRESSES = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL", "GATEWAY_URLS")
 _SECRET_NAMES = ("PASSWORD", "SECRET", "DATABASE_URL", "REDIS_URL", "AMQP_URL", "ADMIN_URL")
 
 
@@ -46,20 +49,20 @@ def read(folder: StackFolder) -> dict[str, str]:
 
 
 def build(
-    folder: StackFolder, ports: Ports, secrets: Secrets, settings: Mapping[str, str], settlement_workers: int
+    folder: StackFolder, ports: Ports, secrets: Secrets, settings: Mapping[str, str], replicas: Replicas
 ) -> dict[str, str]:
     """Work out the whole environment; `settings` of the services go over what is computed here."""
-    targets = {name: ports.address(name) for name in ("inventory", "balance", "purchase")}
+    targets = {kind: ports.target(kind, replicas) for kind in ("inventory", "balance", "purchase")}
+    gateways = [f"http://{ports.address(name)}" for name in replicas.names("gateway")]
     redis_url = f"redis://:{secrets.redis_password}@{ports.address('redis')}/0"
     computed = {
         **ports.settings(),
-        **{f"{name.upper()}_TARGET": target for name, target in targets.items()},
-        **{f"{name.upper()}_LISTEN": target for name, target in targets.items()},
+        **replicas.settings(),
+        **{f"{kind.upper()}_TARGET": target for kind, target in targets.items()},
+        **{f"{kind.upper()}_LISTEN": ports.address(kind) for kind in SERVICE_KINDS},
         **{f"{name.upper()}_DATABASE_URL": database_url(name, ports, secrets) for name in DATABASES},
-        "SETTLEMENT_LISTEN": ports.address("settlement"),
-        "SETTLEMENT_WORKERS": str(settlement_workers),
-        "GATEWAY_LISTEN": ports.address("gateway"),
-        "GATEWAY_URL": f"http://{ports.address('gateway')}",
+        "GATEWAY_URL": gateways[0],
+        "GATEWAY_URLS": ",".join(gateways),
         "GATEWAY_JWT_SECRET": secrets.gateway_jwt_secret,
         "INVENTORY_REDIS_URL": redis_url,
         "PURCHASE_AMQP_URL": amqp_url(ports, secrets),
@@ -81,18 +84,13 @@ def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if name.startswith(_PASSED_ON) and not name.endswith(_NOT_PASSED_ON) and name != "SETTLEMENT_WORKERS"
+        if name.startswith(_PASSED_ON) and not name.endswith(_NOT_PASSED_ON) and name not in _ADDRESSES
     }
 
 
 def for_service(kind: str, whole: Mapping[str, str]) -> dict[str, str]:
     """The part of the environment that one kind of service process may know."""
-    return {name: value for name, value in whole.items() if name.startswith(_OWN_PREFIXES[kind])}
-
-
-def settlement_listen(ports: Ports, index: int) -> str:
-    """Where the settlement worker of this number (from 0) listens."""
-    return f"{LOOPBACK}:{ports.settlement + index}"
+    return {name: value for name, value in passed_on(whole).items() if name.startswith(_OWN_PREFIXES[kind])}
 
 
 def masked(environment: Mapping[str, str]) -> dict[str, str]:

@@ -21,8 +21,6 @@ class Program:
     stop_signal: str = "TERM"
     stop_wait_s: int = 15
     kill_group: bool = True
-    start_s: int = 1
-    """Seconds after which supervisord takes it for started; 0 for what paces its own restarts."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from stack.errors import StackError
+from stack.replicas import REPLICAS_MAX, Replicas, kind_and_index
 
 LOOPBACK = "127.0.0.1"
-SETTLEMENT_WORKERS_MAX = 4
+#: From a replica's port to that of the next one of its kind.
+REPLICA_STEP = 100
 _DEFAULT_BASE = 7000
 _OFFSETS = {
     "inventory": 51,
@@ -25,12 +27,12 @@ _OFFSETS = {
     "amqp": 672,
     "rabbit_dist": 673,
 }
-_BLOCK_SIZE = 16
+_PORT_MAX = 65535
 
 
 @dataclass(frozen=True)
 class Ports:
-    """One port for each listener; `settlement` is the first of up to four, one for each worker."""
+    """One port for each listener; for a service that of its first process, further ones are 100, 200, 300 above it."""
 
     inventory: int
     balance: int
@@ -56,33 +58,39 @@ class Ports:
         """The environment variables that give exactly these ports."""
         return {setting(field.name): str(getattr(self, field.name)) for field in fields(self)}
 
-    def address(self, name: str) -> str:
-        """`127.0.0.1:port` of a listener named as in this class."""
-        return f"{LOOPBACK}:{getattr(self, name)}"
+    def port(self, name: str) -> int:
+        """The port of a listener named as in this class, or of a further replica, such as `inventory-2`."""
+        kind, index = kind_and_index(name)
+        return int(getattr(self, kind)) + index * REPLICA_STEP
 
-    def listeners(self, settlement_workers: int = 1) -> dict[str, int]:
-        """Name -> port of everything that will listen, the extra settlement workers included."""
-        ports: dict[str, int] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for index in range(1, settlement_workers):
-            ports[f"settlement-{index + 1}"] = self.settlement + index
-        return ports
+    def address(self, name: str) -> str:
+        """`127.0.0.1:port` of the same."""
+        return f"{LOOPBACK}:{self.port(name)}"
+
+    def target(self, kind: str, replicas: Replicas) -> str:
+        """The gRPC target of a service: `127.0.0.1:7051`, or a list of all its replicas for the client to choose from.
+
+        The list is gRPC's `ipv4:127.0.0.1:7051,127.0.0.1:7151`.
+        """
+        addresses = [self.address(name) for name in replicas.names(kind)]
+        return addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
+
+    def listeners(self, replicas: Replicas) -> dict[str, int]:
+        """Name -> port of everything that will listen."""
+        names = dict.fromkeys((*(field.name for field in fields(self)), *replicas.names()))
+        return {name: self.port(name) for name in names}
 
 
 def setting(name: str) -> str:
     """The environment variable that moves the listener of this name."""
-    return f"{name.removesuffix('-2').removesuffix('-3').removesuffix('-4').upper()}_PORT"
+    return f"{kind_and_index(name)[0].upper()}_PORT"
 
 
-def settlement_workers(environ: Mapping[str, str]) -> int:
-    """How many settlement workers SETTLEMENT_WORKERS asks for. Raises StackError when it is no such number."""
-    text = environ.get("SETTLEMENT_WORKERS", "") or "1"
-    if not text.isdecimal() or not 1 <= int(text) <= SETTLEMENT_WORKERS_MAX:
-        raise StackError(f"SETTLEMENT_WORKERS is {text!r}, but must be a number from 1 to {SETTLEMENT_WORKERS_MAX}")
-    return int(text)
+def refuse_taken(ports: Mapping[str, int], running: Container[str] = ()) -> None:
+    """Raise StackError naming every port that is taken, what wants it and the setting that moves it.
 
-
-def refuse_taken(ports: Mapping[str, int]) -> None:
-    """Raise StackError naming every port that is taken, what wants it and the setting that moves it."""
+    The listeners named in `running` have their ports already.
+    """
     complaints = []
     wanted_by: dict[int, str] = {}
     for name, port in ports.items():
@@ -90,7 +98,9 @@ def refuse_taken(ports: Mapping[str, int]) -> None:
             complaints.append(
                 f"port {port} is wanted by both {wanted_by[port]} and {name}: set {setting(name)} to another port"
             )
-        elif not is_free(port):
+        elif port > _PORT_MAX:
+            complaints.append(f"{name} wants port {port}, which does not exist: set {setting(name)} to a lower port")
+        elif name not in running and not is_free(port):
             complaints.append(
                 f"port {port}, wanted by {name}, is taken by another program: stop it, or set {setting(name)} "
                 "to a free port (PORT_BASE moves all of them)"
@@ -113,51 +123,54 @@ def is_free(port: int) -> bool:
 
 
 class PortLease:
-    """A block of free ports that no other test run on this machine takes while the lease is open.
+    """Free ports for a whole stack that no other test run on this machine takes while the lease is open.
 
-    The claim is an abstract Unix socket named after the block: it belongs to the same network namespace as
+    The claim is an abstract Unix socket named after the first port: it belongs to the same network namespace as
     the ports, needs no file, and vanishes with the process that holds it, however that ends.
     """
 
     def __init__(self) -> None:
-        """Take a random free block; raises StackError when there is none."""
-        for first in _blocks():
+        """Take random free ports, for as many replicas as there can be; raises StackError when there are none."""
+        for first in _first_ports():
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 claim.bind(f"\0flashsale-ports-{first}")
             except OSError:
                 claim.close()
                 continue
-            if all(is_free(port) for port in range(first, first + _BLOCK_SIZE)):
+            ports = Ports(**{name: first + index for index, name in enumerate(_OFFSETS)})
+            if all(is_free(port) for port in ports.listeners(Replicas.of_each(REPLICAS_MAX)).values()):
                 self._claim = claim
-                self.ports = _ports_of_block(first)
+                self.ports = ports
                 return
             claim.close()
         raise StackError("no free block of ports was found for a private stack")
 
     def close(self) -> None:
-        """Give the block back."""
+        """Give the ports back."""
         self._claim.close()
 
 
-def _ports_of_block(first: int) -> Ports:
-    # Settlement comes last: its further workers use the ports after its own.
-    names = sorted(_OFFSETS, key=lambda name: name == "settlement")
-    return Ports(**{name: first + index for index, name in enumerate(names)})
+def _first_ports() -> Iterator[int]:
+    """First ports of leases below the ephemeral range, where no outgoing connection can sit on a port, in random order.
 
-
-def _blocks() -> Iterator[int]:
-    """Blocks below the ephemeral range, where no outgoing connection can sit on a port, in random order."""
+    Leases lie side by side within a replica's step, and all their replicas in the steps above: none meets another.
+    """
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     # A machine whose ephemeral range begins low leaves too little room below it; then luck has to do.
     start, end = (low - 12_000, low) if low >= 22_000 else (20_000, 32_000)
-    firsts = list(range(start, end - _BLOCK_SIZE, _BLOCK_SIZE))
+    band = REPLICA_STEP * REPLICAS_MAX
+    firsts = [
+        first + column
+        for first in range(start, end - band + 1, band)
+        for column in range(0, REPLICA_STEP - len(_OFFSETS) + 1, len(_OFFSETS))
+    ]
     random.shuffle(firsts)
     yield from firsts
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "") or str(default)
-    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
-        raise StackError(f"{name} is {text!r}, but must be a port number from 1024 to 65535")
+    if not text.isdecimal() or not 1024 <= int(text) <= _PORT_MAX:
+        raise StackError(f"{name} is {text!r}, but must be a port number from 1024 to {_PORT_MAX}")
     return int(text)

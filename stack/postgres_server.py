@@ -25,7 +25,8 @@ port = {port}
 unix_socket_directories = ''
 hba_file = '{hba}'
 password_encryption = 'scram-sha-256'
-max_connections = 120
+# Four replicas of each service hold 140.
+max_connections = 250
 
 # Acknowledged means durable: an answered purchase has been fsynced.
 fsync = on

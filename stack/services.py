@@ -13,11 +13,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stack import binaries
-from stack.environment import for_service, settlement_listen
+from stack.environment import for_service
 from stack.errors import NotReadyError, StackError
 from stack.folder import CHECKOUT, StackFolder, own_file
 from stack.parts import Part, Program
 from stack.ports import LOOPBACK, Ports
+from stack.replicas import kind_and_index
 
 MIGRATED = ("inventory", "balance", "purchase")
 _COMMANDS = {
@@ -32,16 +33,10 @@ _PRIORITIES = {"inventory": 30, "balance": 30, "purchase": 40, "settlement": 50,
 _MIGRATION_TIMEOUT_S = 120
 
 
-def names(settlement_workers: int) -> tuple[str, ...]:
-    """The service processes, in the order they are started."""
-    further = tuple(f"settlement-{index + 1}" for index in range(1, settlement_workers))
-    return ("inventory", "balance", "purchase", "settlement", *further, "gateway")
-
-
 def part(name: str, folder: StackFolder, ports: Ports) -> Part:
     """Describe the service process of this name."""
-    kind, index = _kind_and_index(name)
-    port = getattr(ports, kind) + index
+    kind, _ = kind_and_index(name)
+    port = ports.port(name)
     module, verb = _COMMANDS[kind]
     command = (sys.executable, "-m", "stack.launch", str(folder.service_environment_file(name)), module, verb)
     program = Program(
@@ -50,18 +45,19 @@ def part(name: str, folder: StackFolder, ports: Ports) -> Part:
         priority=_PRIORITIES[kind],
         environment={"PYTHONPATH": python_path()},
         stop_wait_s=20,
-        start_s=0,
     )
     return Part(name, port, program, _check(kind, port), ready_within_s=60)
 
 
-def write_environment(name: str, folder: StackFolder, ports: Ports, whole: Mapping[str, str]) -> None:
-    """Write down what a service process is told at its next start."""
-    kind, index = _kind_and_index(name)
+def write_environment(
+    name: str, folder: StackFolder, ports: Ports, whole: Mapping[str, str], extra: Mapping[str, str]
+) -> None:
+    """Write down what a service process is told at its next start; `extra` goes over everything else."""
+    kind, index = kind_and_index(name)
     own = base_environment() | for_service(kind, whole)
-    if kind == "settlement" and index > 0:
-        own["SETTLEMENT_LISTEN"] = settlement_listen(ports, index)
-    own_file(folder.service_environment_file(name), json.dumps(own, indent=1) + "\n")
+    if index > 0:
+        own[f"{kind.upper()}_LISTEN"] = ports.address(name)
+    own_file(folder.service_environment_file(name), json.dumps(own | dict(extra), indent=1) + "\n")
 
 
 def migrate(folder: StackFolder, whole: Mapping[str, str]) -> None:
@@ -123,11 +119,6 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _kind_and_index(name: str) -> tuple[str, int]:
-    kind, _, number = name.partition("-")
-    return kind, int(number) - 1 if number else 0
 
 
 def _check(kind: str, port: int) -> Callable[[], None]:

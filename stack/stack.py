@@ -14,7 +14,8 @@ from stack import environment, postgres_server, rabbitmq_server, redis_server, s
 from stack.errors import NotReadyError, StackError
 from stack.folder import StackFolder, own_file
 from stack.parts import Part
-from stack.ports import Ports, refuse_taken, settlement_workers
+from stack.ports import Ports, refuse_taken
+from stack.replicas import SERVICE_KINDS, Replicas, kind_and_index
 from stack.secret_store import Secrets, load_or_create
 from stack.services import log_tail
 from stack.supervisor import ProcessInfo, Supervisor
@@ -34,8 +35,10 @@ def _silent(line: str) -> None:
 class Stack:
     """The servers and services of one folder on one set of ports. Its methods block; each is safe to repeat.
 
-    `settings` are environment variables for the services (INVENTORY_..., SETTLEMENT_RATE_PER_S and so on); `report`
-    is told in a line what has just been done. Every method raises StackError with a message for people.
+    `settings` are environment variables for the services (INVENTORY_..., SETTLEMENT_RATE_PER_S and so on);
+    `extra_environment` has further ones, of any name, for the processes of one kind of service ({"inventory":
+    {"LD_PRELOAD": ...}}), which go over all others and which no later command on the same folder knows of. `report` is
+    told in a line what has just been done. Every method raises StackError with a message for people.
     """
 
     def __init__(
@@ -44,13 +47,17 @@ class Stack:
         ports: Ports,
         *,
         settings: Mapping[str, str] | None = None,
-        settlement_workers: int = 1,
+        replicas: Replicas | None = None,
+        extra_environment: Mapping[str, Mapping[str, str]] | None = None,
         report: Report = _silent,
     ) -> None:
         self.folder = folder
         self._ports = ports
         self._settings = dict(settings or {})
-        self._settlement_workers = settlement_workers
+        self._replicas = replicas or Replicas()
+        self._extra_environment = {kind: dict(extra) for kind, extra in (extra_environment or {}).items()}
+        for kind in self._extra_environment.keys() - set(SERVICE_KINDS):
+            raise StackError(f"there is no kind of service {kind!r}: the kinds are {', '.join(SERVICE_KINDS)}")
         self._report = report
         self._supervisor = Supervisor(folder)
         self._secrets: Secrets | None = None
@@ -58,14 +65,12 @@ class Stack:
     @property
     def service_names(self) -> tuple[str, ...]:
         """The service processes, in the order they are started."""
-        return services.names(self._settlement_workers)
+        return self._replicas.names()
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of everything, secrets included."""
-        return environment.build(
-            self.folder, self._ports, self._known_secrets(), self._settings, self._settlement_workers
-        )
+        return environment.build(self.folder, self._ports, self._known_secrets(), self._settings, self._replicas)
 
     def up(self) -> None:
         """Bring everything up. What runs already is left alone, except services whose settings have changed."""
@@ -82,10 +87,7 @@ class Stack:
         """Start supervisord, with nothing under it yet; see Supervisor.launch for `with_parent`."""
         self.folder.create()
         running = self._supervisor.is_running()
-        if running:
-            self._refuse_other_ports()
-        else:
-            refuse_taken(self._ports.listeners(self._settlement_workers))
+        refuse_taken(self._ports.listeners(self._replicas), self._listening() if running else ())
         self._prepare_servers()
         own_file(self.folder.environment_file, _as_json(self.environment))
         self._supervisor.configure(self._part(name) for name in (*SERVERS, *self.service_names))
@@ -104,7 +106,8 @@ class Stack:
         services.migrate(self.folder, whole)
         for name in self.service_names:
             before = self._service_environment(name)
-            services.write_environment(name, self.folder, self._ports, whole)
+            extra = self._extra_environment.get(kind_and_index(name)[0], {})
+            services.write_environment(name, self.folder, self._ports, whole, extra)
             if before != self._service_environment(name) and self._supervisor.info(name).up:
                 self._report(f"{name}: its settings have changed, so it is restarted")
                 self._supervisor.stop(name)
@@ -124,20 +127,54 @@ class Stack:
         for name in names:
             self.wait_ready(name)
             age = f"ready after {time.monotonic() - began:.1f} s" if name in fresh else "was running already"
-            self._report(f"{name:<12} 127.0.0.1:{self._part(name).port:<6} {age}")
+            self._report(f"{name:<12} 127.0.0.1:{self.port(name):<6} {age}")
 
     def stop(self, name: str) -> None:
         """Stop one part as an operator would, and wait for its end."""
         self._supervisor.stop(name)
 
-    def kill(self, name: str) -> None:
-        """End one part with SIGKILL, and wait until supervisord has started it again and it answers."""
-        pid = self._supervisor.info(name).pid
-        if pid == 0:
-            raise StackError(f"{name} is not running")
-        os.kill(pid, signal.SIGKILL)
-        self._await(name, 30, lambda info: info.up and info.pid not in (0, pid), "was not started again")
-        self.wait_ready(name)
+    def port(self, name: str) -> int:
+        """The port on which one part answers."""
+        return self._part(name).port
+
+    def pid(self, name: str) -> int:
+        """The process id of one part; 0 while it does not run."""
+        return self._supervisor.info(name).pid
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to the process of one part. Raises StackError if it does not run."""
+        pid = self.pid(name)
+        try:
+            # 0 would mean our own process group.
+            if pid == 0:
+                raise ProcessLookupError
+            os.kill(pid, number)
+        except ProcessLookupError:
+            raise StackError(f"{name} is not running") from None
+
+    def kill(self, name: str) -> float:
+        """End one part with SIGKILL, and wait until supervisord has started it again and it answers; the seconds."""
+        pid = self.pid(name)
+        self.signal(name, signal.SIGKILL)
+        return self.wait_restarted(name, pid, self._part(name).ready_within_s)
+
+    def wait_restarted(self, name: str, old_pid: int, within_s: float) -> float:
+        """Wait until another process than `old_pid` answers as this part; the seconds since this call.
+
+        Raises StackError with the end of the part's log if none does within `within_s` seconds.
+        """
+        began = time.monotonic()
+        while True:
+            complaint = self.check(name)
+            # Asked last: supervisord looks after its processes whenever it is asked something, so asking while the
+            # part is away would hasten what is measured.
+            if not complaint and self.pid(name) not in (0, old_pid):
+                return time.monotonic() - began
+            if time.monotonic() - began > within_s:
+                seen = complaint or f"process {old_pid} still answers"
+                tail = log_tail(self.folder, name)
+                raise StackError(f"{name} was not back within {within_s:.0f} s ({seen}). The end of its log:\n{tail}")
+            time.sleep(_POLL_S)
 
     def restart(self, name: str) -> None:
         """Stop and start one part."""
@@ -232,23 +269,16 @@ class Stack:
             self._secrets = load_or_create(self.folder.secrets_file)
         return self._secrets
 
-    def _refuse_other_ports(self) -> None:
-        if self.folder.environment_file.exists():
-            before = Ports.from_environment(environment.read(self.folder))
-            # More settlement workers than before may want ports that others have: their start will tell.
-            if before != self._ports:
-                raise StackError("the stack is up on other ports: run make down first")
+    def _listening(self) -> dict[str, int]:
+        """What the running stack listens on. Raises StackError if we were told of other ports."""
+        before = environment.read(self.folder)
+        if Ports.from_environment(before) != self._ports:
+            raise StackError("the stack is up on other ports: run make down first")
+        return self._ports.listeners(Replicas.from_environment(before))
 
     def _service_environment(self, name: str) -> str:
         path = self.folder.service_environment_file(name)
         return path.read_text() if path.exists() else ""
-
-    def _await(self, name: str, within_s: float, done: Callable[[ProcessInfo], bool], complaint: str) -> None:
-        deadline = time.monotonic() + within_s
-        while not done(self._supervisor.info(name)):
-            if time.monotonic() > deadline:
-                raise StackError(f"{name} {complaint} within {within_s:.0f} s")
-            time.sleep(_POLL_S)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -267,7 +297,7 @@ def stack_as_started(folder: StackFolder, changes: Mapping[str, str] | None = No
         folder,
         Ports.from_environment(before),
         settings=environment.passed_on(before) | dict(changes or {}),
-        settlement_workers=settlement_workers(before),
+        replicas=Replicas.from_environment(before),
         report=report,
     )
 

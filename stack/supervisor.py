@@ -57,9 +57,9 @@ priority = {priority}
 {user}environment = {environment}
 autostart = false
 autorestart = true
-; A server that ends within a second is started again after 1, 2, 3 ... s; a service paces itself (stack/launch.py).
-startsecs = {start_s}
-startretries = 1000000
+; What ends within a second of its start waits for that second to pass (stack/supervisord.py), and is never given up.
+startsecs = 1
+startretries = 1000000000
 stopsignal = {stop_signal}
 stopwaitsecs = {stop_wait_s}
 killasgroup = {kill_group}
@@ -106,7 +106,6 @@ class Supervisor:
             priority=program.priority,
             user=f"user = {program.user}\n" if program.user else "",
             environment=_environment(program.environment),
-            start_s=program.start_s,
             stop_signal=program.stop_signal,
             stop_wait_s=program.stop_wait_s,
             kill_group=str(program.kill_group).lower(),
@@ -126,7 +125,7 @@ class Supervisor:
 
         Raises StackError with what it wrote if it does not answer within 15 s.
         """
-        command = (sys.executable, "-m", "supervisor.supervisord", "-c", str(self._folder.supervisor_config))
+        command = (sys.executable, "-m", "stack.supervisord", "-c", str(self._folder.supervisor_config))
         with self._folder.log_file("supervisord-start").open("w") as log:
             process = self._process = subprocess.Popen(
                 binaries.tied_to_parent(command) if with_parent else command,

@@ -89,7 +89,7 @@ def flush(servers: Servers) -> None:
         client.flushall()
 
 
-LOSSES: dict[str, Callable[[Servers], None]] = {
+LOSSES: dict[str, Callable[[Servers], object]] = {
     "restart": lambda servers: servers.restart("redis"),
     "kill": lambda servers: servers.kill("redis"),
     "flush": flush,

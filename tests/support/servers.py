@@ -4,6 +4,8 @@ import itertools
 import secrets
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,16 +14,28 @@ from psycopg import sql
 
 from stack.folder import StackFolder
 from stack.ports import PortLease
+from stack.replicas import Replicas
 from stack.stack import Stack
 
 
-def private_stack(**settings: str) -> tuple[Stack, PortLease]:
+def private_stack(
+    settings: Mapping[str, str] | None = None,
+    *,
+    replicas: Replicas | None = None,
+    extra_environment: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[Stack, PortLease]:
     """A stack in a folder and on ports that no other test run uses; nothing under it is started yet."""
     lease = PortLease()
     path = Path(tempfile.mkdtemp(prefix="flashsale-test-"))
     path.rmdir()
-    stack = Stack(StackFolder(path), lease.ports, settings=settings)
     try:
+        stack = Stack(
+            StackFolder(path),
+            lease.ports,
+            settings=settings,
+            replicas=replicas,
+            extra_environment=extra_environment,
+        )
         stack.open(with_parent=True)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
@@ -99,9 +113,9 @@ class Servers:
         """Stops and starts it."""
         self._stack.restart(part)
 
-    def kill(self, part: str) -> None:
-        """Ends it with SIGKILL, and waits until it answers again."""
-        self._stack.kill(part)
+    def kill(self, part: str) -> float:
+        """Ends it with SIGKILL, and waits until it answers again; the seconds that took."""
+        return self._stack.kill(part)
 
     def wait_ready(self, part: str) -> None:
         """Waits until it answers."""
@@ -109,10 +123,25 @@ class Servers:
 
 
 class MeshStack:
-    """The whole system as processes, on servers of its own."""
+    """The whole system as processes, on servers of its own.
 
-    def __init__(self, **settings: str) -> None:
-        self.stack, self._lease = private_stack(**settings)
+    ``replicas`` is the number of inventory, balance, purchase and gateway processes each, ``settlement_workers`` that
+    of workers; ``settings`` and ``extra_environment`` are a Stack's.
+    """
+
+    def __init__(
+        self,
+        *,
+        replicas: int = 1,
+        settlement_workers: int = 1,
+        extra_environment: Mapping[str, Mapping[str, str]] | None = None,
+        **settings: str,
+    ) -> None:
+        self.stack, self._lease = private_stack(
+            settings,
+            replicas=replace(Replicas.of_each(replicas), settlement=settlement_workers),
+            extra_environment=extra_environment,
+        )
         try:
             self.stack.start("epmd", "redis", "postgres", "rabbitmq")
             self.stack.prepare_databases()
@@ -132,22 +161,27 @@ class MeshStack:
 
     @property
     def gateway_url(self) -> str:
-        """http://host:port"""
+        """http://host:port of the first gateway"""
         return self.environment["GATEWAY_URL"]
 
     @property
+    def gateway_urls(self) -> list[str]:
+        """That of every gateway."""
+        return self.environment["GATEWAY_URLS"].split(",")
+
+    @property
     def inventory_target(self) -> str:
-        """host:port"""
+        """host:port, or gRPC's list of them"""
         return self.environment["INVENTORY_TARGET"]
 
     @property
     def balance_target(self) -> str:
-        """host:port"""
+        """host:port, or gRPC's list of them"""
         return self.environment["BALANCE_TARGET"]
 
     @property
     def purchase_target(self) -> str:
-        """host:port"""
+        """host:port, or gRPC's list of them"""
         return self.environment["PURCHASE_TARGET"]
 
     @property
