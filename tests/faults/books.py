@@ -1,0 +1,159 @@
+"""What the three databases and the gate hold of one sale, read with the administrator's rights and without the
+services: what watches the services must not believe them."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from redis.asyncio import Redis
+
+#: Longest that one reading may take, seconds: a server that is away must not keep the watcher from the next.
+_READ_S_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseRow:
+    """A purchase as its database has it."""
+
+    purchase_id: str
+    user_id: str
+    request_id: str
+    state: str
+    reason: int
+    share_numbers: tuple[int, ...]
+    cleanup_pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A reservation as its database has it, with the share numbers it owns."""
+
+    state: str
+    quantity: int
+    share_numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Readings of one round, in the order purchases, holds, reservations: what a purchase claims was so before the
+    other two were read, and what a hold claims before the reservations were."""
+
+    purchases: dict[str, PurchaseRow]
+    #: Hold state by id.
+    holds: dict[str, str]
+    reservations: dict[str, Unit]
+    #: Accounts whose held money is not between zero and their balance, and the sum of all entries.
+    bad_accounts: int
+    ledger_sum: int
+    #: Transfers of this sale that were booked other than once.
+    bad_bookings: int
+    #: The gate's fields, empty while it is not there.
+    gate: Mapping[str, str] = field(default_factory=dict)
+
+
+class Books:
+    """Reads the books of one sale. Every method raises psycopg.Error, RedisError, OSError or TimeoutError while a
+    server is away. Used as an async context manager."""
+
+    def __init__(self, environment: Mapping[str, str], sale_id: str) -> None:
+        self._admin = environment["POSTGRES_ADMIN_URL"].rpartition("/")[0]
+        self._redis_url = environment["REDIS_URL"]
+        self._sale_id = sale_id
+        self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
+
+    async def __aenter__(self) -> "Books":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._connections.values():
+            await connection.close()
+
+    async def rows(self, database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query of one database gives."""
+        async with asyncio.timeout(_READ_S_MAX):
+            connection = self._connections.get(database)
+            if connection is None or connection.closed:
+                connection = await psycopg.AsyncConnection.connect(
+                    f"{self._admin}/{database}", autocommit=True, connect_timeout=2
+                )
+                await connection.set_read_only(True)
+                self._connections[database] = connection
+            try:
+                return await (await connection.execute(query.encode(), parameters)).fetchall()
+            except BaseException:
+                # Also when cancelled: a reply that is still to come must not be taken for the next query's.
+                await connection.close()
+                raise
+
+    async def snapshot(self) -> Snapshot:
+        """One round."""
+        purchases = await self.purchases()
+        holds = await self.holds()
+        reservations = await self.reservations()
+        money = await self.rows(
+            "balance",
+            "SELECT (SELECT count(*) FROM accounts WHERE NOT (0 <= held_minor AND held_minor <= balance_minor)),"
+            " (SELECT coalesce(sum(amount_minor), 0) FROM ledger_entries),"
+            " (SELECT count(*) FROM (SELECT 1 FROM ledger_entries WHERE account = %s"
+            "   GROUP BY transfer_id HAVING count(*) <> 1) AS wrong)",
+            f"sale:{self._sale_id}",
+        )
+        bad_accounts, ledger_sum, bad_bookings = money[0]
+        return Snapshot(purchases, holds, reservations, bad_accounts, int(ledger_sum), bad_bookings, await self.gate())
+
+    async def purchases(self) -> dict[str, PurchaseRow]:
+        """All purchases of the sale."""
+        rows = await self.rows(
+            "purchase",
+            "SELECT purchase_id::text, user_id, request_id, state, reason, share_numbers, cleanup_pending"
+            " FROM purchases WHERE sale_id = %s",
+            self._sale_id,
+        )
+        return {row[0]: PurchaseRow(row[0], row[1], row[2], row[3], row[4], tuple(row[5]), row[6]) for row in rows}
+
+    async def holds(self) -> dict[str, str]:
+        """The state of each hold made for the sale."""
+        return dict(
+            await self.rows("balance", "SELECT hold_id::text, state FROM holds WHERE beneficiary = %s", self._sale_id)
+        )
+
+    async def reservations(self) -> dict[str, Unit]:
+        """All reservations of the sale."""
+        rows = await self.rows(
+            "inventory",
+            "SELECT r.reservation_id::text, r.state, r.quantity,"
+            " coalesce(array_agg(s.share_number ORDER BY s.share_number)"
+            "   FILTER (WHERE s.share_number IS NOT NULL), '{}')"
+            " FROM reservations r LEFT JOIN share_numbers s ON s.reservation_id = r.reservation_id"
+            " WHERE r.sale_id = %s GROUP BY 1, 2, 3",
+            self._sale_id,
+        )
+        return {row[0]: Unit(row[1], row[2], tuple(row[3])) for row in rows}
+
+    async def gate(self) -> dict[str, str]:
+        """The fields of the sale's gate, read in one step; not in service if it was made for another run of Redis."""
+        async with asyncio.timeout(_READ_S_MAX):
+            async with Redis.from_url(self._redis_url, decode_responses=True) as client:
+                pipeline = client.pipeline(transaction=True)
+                pipeline.hgetall(f"inventory:{{{self._sale_id}}}:gate")
+                pipeline.info("server")
+                fields, server = await pipeline.execute()
+                current = {} if fields.get("run_id") == server["run_id"] else {"serving": "0"}
+                return {str(name): str(value) for name, value in (fields | current).items()}
+
+    async def grants_in_gate(self) -> set[str]:
+        """Ids of the reservations that the gate has a record of, whether or not it is in service."""
+        async with asyncio.timeout(_READ_S_MAX):
+            async with Redis.from_url(self._redis_url, decode_responses=True) as client:
+                found: set[str] = set()
+                async for key in client.scan_iter(f"inventory:{{{self._sale_id}}}:grants:*"):
+                    found.update(map(str, await client.hkeys(key)))
+                return found
+
+    async def moves_left(self) -> int:
+        """Transitions that the gate has not followed yet."""
+        return int(
+            (await self.rows("inventory", "SELECT count(*) FROM gate_moves WHERE sale_id = %s", self._sale_id))[0][0]
+        )

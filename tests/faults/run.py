@@ -1,0 +1,148 @@
+"""One sale under one fault: its buyers, its watcher, the moments at which a fault may strike, and its end."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory
+
+from bench.clients import Clients, open_clients
+from bench.seeding import fund_accounts, open_sale
+from tests.faults.books import Books
+from tests.faults.history import History
+from tests.faults.settled import require_end, until_settled
+from tests.faults.traffic import Buyer, Habits, Traffic, crowd
+from tests.faults.watcher import Verdict, Watcher
+from tests.faults.world import World
+
+PRICE_MINOR = 2_500
+#: Longest wait for the moment of a fault, and for a failpoint to fire, seconds.
+_MOMENT_S_MAX = 30.0
+_FIRE_S_MAX = 30.0
+_LOOK_S = 0.02
+
+
+class FaultError(Exception):
+    """The fault did not happen as it should have, so it proves nothing."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of the sale. Buyers arrive evenly within ``spread_s`` seconds."""
+
+    users: int = 420
+    shares: int = 300
+    spread_s: float = 2.0
+    habits: Habits = field(default_factory=Habits)
+
+
+class Run:
+    """A sale that is under way. Used as an async context manager; leaving it ends whatever still runs."""
+
+    def __init__(self, world: World, scale: Scale, rng: random.Random) -> None:
+        self.world = world
+        self.scale = scale
+        self.rng = rng
+        self.verdict = Verdict()
+        self.history = History(self.verdict.broken)
+        #: Seconds from the moment a part could work again to the moment it did, by what was measured.
+        self.recovery_s: dict[str, float] = {}
+        #: What took effect how often.
+        self.effects: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Run":
+        self._opened = open_clients(self.world.environment)
+        self.clients: Clients = await self._opened.__aenter__()
+        prefix = f"f{uuid.uuid4().hex[:8]}"
+        self.buyers: list[Buyer] = crowd(self.rng, prefix, self.scale.users, self.scale.habits)
+        funds = {buyer.user_id: PRICE_MINOR * 2 if buyer.funded else PRICE_MINOR // 2 for buyer in self.buyers}
+        await fund_accounts(self.clients, funds, prefix)
+        self.sale_id = await open_sale(self.clients, f"Fault {prefix}", self.scale.shares, PRICE_MINOR)
+        self.books = Books(self.world.environment, self.sale_id)
+        self.watcher = Watcher(self.books, self.history, self.verdict, self.scale.shares)
+        self.traffic = Traffic(
+            self.buyers,
+            self.sale_id,
+            self.world.gateways,
+            self.world.environment["GATEWAY_JWT_SECRET"],
+            self.history,
+            on_sale=lambda: self.watcher.on_sale,
+            spread_s=self.scale.spread_s,
+            rng=self.rng,
+        )
+        self._tasks = [asyncio.create_task(self.watcher.run()), asyncio.create_task(self.traffic.run())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.watcher.stop()
+        self.traffic.end_hope()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.books.__aexit__()
+        await self._opened.__aexit__(None, None, None)
+
+    async def moment(self, phase: str) -> None:
+        """Waits for the middle of the burst, or of settlement after it."""
+        if phase == "burst":
+            await self.until(lambda: len(self.history.accepted) >= self.scale.shares // 5, "the burst")
+        else:
+            await self.until(lambda: self.traffic.sent_all and self.watcher.settled >= 20, "settlement")
+
+    async def until(self, condition: Callable[[], bool], what: str, within_s: float = _MOMENT_S_MAX) -> None:
+        """Waits for something in this process. Raises FaultError when it does not come."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            for task in self._tasks:
+                if task.done() and not task.cancelled() and task.exception() is not None:
+                    task.result()
+            if time.monotonic() > deadline:
+                raise FaultError(f"{what} did not come within {within_s:.0f} s")
+            await asyncio.sleep(_LOOK_S)
+
+    async def fire(self, point: str, action: str = "kill") -> int:
+        """Arms a failpoint and waits until a process has taken it; its process id. Raises FaultError."""
+        self.world.arm(point, action)
+        return await self.await_fired(point)
+
+    async def await_fired(self, point: str) -> int:
+        """The process id that took the point, once one has."""
+        await self.until(lambda: bool(self.world.fired(point)), f"failpoint {point}", _FIRE_S_MAX)
+        self.effects[point] = len(self.world.fired(point))
+        return self.world.fired(point)[0]
+
+    async def settlement_resumes(self, what: str, since: float) -> None:
+        """Notes how long after ``since`` (monotonic) the next purchase was settled, if any was left to settle."""
+        left = len(self.history.accepted) - self.watcher.settled
+        if left > 0:
+            await self.until(
+                lambda: self.watcher.settled_at > since or self._nothing_left(), f"settlement after {what}"
+            )
+            if self.watcher.settled_at > since:
+                self.recovery_s[f"settlement after {what}"] = self.watcher.settled_at - since
+
+    def _nothing_left(self) -> bool:
+        return self.watcher.settled >= len(self.history.accepted)
+
+    async def recalibrate(self, timeout_s: float = 10.0) -> None:
+        """Asks for a recalibration of the sale; that it fails is part of many faults."""
+        try:
+            request = inventory.RecalibrateSaleRequest(sale_id=self.sale_id)
+            await self.clients.inventory.RecalibrateSale(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            self.effects[f"recalibration answered {error.code().name}"] = 1
+
+    async def finish(self) -> None:
+        """Waits until nothing is under way any more, and checks the end."""
+        await until_settled(self)
+        self.traffic.end_hope()
+        await asyncio.wait_for(self._tasks[1], 60)
+        await until_settled(self)
+        self.watcher.stop()
+        await self._tasks[0]
+        await require_end(self)

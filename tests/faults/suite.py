@@ -1,0 +1,87 @@
+"""Runs faults one after the other in one world, a sale for each."""
+
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.faults import clocks, fairness, kills, messages, network_faults, rolling, server_faults
+from tests.faults.faults import Fault
+from tests.faults.report import Report, Result
+from tests.faults.run import FaultError, Run
+from tests.faults.world import World
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
+
+
+def all_faults() -> list[Fault]:
+    """Every fault there is, in the order in which the suite runs them."""
+    kinds = (kills, server_faults, network_faults, clocks, messages, rolling, fairness)
+    return [fault for kind in kinds for fault in kind.faults()]
+
+
+async def run_all(chosen: Sequence[Fault], seed: int, report: Report) -> None:
+    """Runs the chosen faults and reports each as it ends."""
+    report.begin(len(chosen))
+    possible = []
+    for fault in chosen:
+        obstacle = fault.obstacle()
+        if obstacle:
+            report.skipped(fault, obstacle)
+        else:
+            possible.append(fault)
+    for faked_clocks in (False, True):
+        some = [fault for fault in possible if fault.faked_clocks is faked_clocks]
+        if some:
+            with World(seed=seed, clocks=clocks.libfaketime() if faked_clocks else None) as world:
+                for fault in some:
+                    # By name, so that a fault repeated alone makes the same choices.
+                    report.add(await play(world, fault, random.Random(f"{seed} {fault.name}")))
+
+
+def _keep(world: World, run: Run, fault: Fault) -> None:
+    """Keeps what tells how a promise broke: all answers, and the logs of every part."""
+    folder = REPORTS / "broken" / fault.name.replace("/", " ")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(world.stack.folder.path / "log", folder)
+    run.history.write(folder / "history.jsonl")
+
+
+async def play(world: World, fault: Fault, rng: random.Random) -> Result:
+    """One sale under one fault."""
+    began = time.monotonic()
+    world.new_log_lines()
+    async with Run(world, fault.scale, rng) as run:
+        trouble = ""
+        try:
+            await run.moment(fault.phase)
+            await fault.inject(run)
+        except FaultError as error:
+            trouble = str(error)
+        finally:
+            world.links.heal()
+            for point in world.disarm():
+                trouble = trouble or f"failpoint {point} was never reached"
+        await run.finish()
+        for line in world.new_log_lines():
+            if '"unexpected error"' in line or '"level": "critical"' in line:
+                run.verdict.broken("logs", line[:600])
+        if run.verdict.violations:
+            _keep(world, run, fault)
+    return Result(
+        name=fault.name,
+        kind=fault.kind,
+        phase=fault.phase,
+        took_s=time.monotonic() - began,
+        effects=run.effects,
+        trouble=trouble,
+        recovery_s=run.recovery_s,
+        attempts=len(run.history.events),
+        purchases=len(run.history.accepted),
+        answers=dict(run.history.statuses),
+        checked=dict(run.verdict.checked),
+        rounds=run.watcher.rounds,
+        blind_rounds=run.watcher.blind_rounds,
+        violations=run.verdict.violations,
+    )
