@@ -88,14 +88,16 @@ class App:
         # The door: nothing before the sale's turn looks further than this process.
         stock, turns, mark, now = followed.stock, followed.turns, fingerprint(key), self._now()
         followed.asked_at = now
-        if stock.is_sold_out_for(mark, now):
+        if stock.is_sold_out_for(mark, now) and (stock.sole or await followed.second_look.confirms(mark)):
             self._refuse_at_door(protocol)
         elif stock.is_held_by(mark):
             await self._count_and_answer(scope, protocol)
         elif await turns.enter():
             try:
                 # The last unit may have gone while it waited.
-                if stock.is_sold_out_for(mark, self._now()):
+                if stock.is_sold_out_for(mark, self._now()) and (
+                    stock.sole or await followed.second_look.confirms(mark)
+                ):
                     self._refuse_at_door(protocol)
                 else:
                     await self._count_and_answer(scope, protocol)
@@ -192,7 +194,7 @@ class App:
         mark = fingerprint(request_id)
         # The door has looked at most; not at a large body, or at an id that is not in its canonical form.
         known = parts.followers.known(sale_id)
-        if known is not None and known.is_sold_out_for(mark, now):
+        if known is not None and known.is_surely_sold_out_for(mark, now):
             return _SOLD_OUT
         if parts.followers.is_missing(sale_id, now):
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND, metadata={"sale_id": sale_id})

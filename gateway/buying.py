@@ -108,7 +108,7 @@ class Buying:
         wanted: list[_Buy] = []
         for item in items:
             item.sent = True
-            if item.stock is not None and item.stock.is_sold_out_for(item.mark, now):
+            if item.stock is not None and item.stock.is_surely_sold_out_for(item.mark, now):
                 outcomes.append(purchase.CreatePurchaseOutcome(reason=_SOLD_OUT))
                 continue
             outcomes.append(None)

@@ -9,6 +9,7 @@ import grpc
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from gateway.background import Background
+from gateway.second_look import SecondLook
 from gateway.sold_out import SaleStock
 from gateway.stock_turns import StockTurns
 from gateway.user_rate import UserRate
@@ -38,9 +39,19 @@ _ANONYMOUS_PER_S = 20.0
 class Followed:
     """A sale that is being followed."""
 
-    def __init__(self, stock: SaleStock, turns: StockTurns, now: float) -> None:
+    def __init__(
+        self,
+        stub: "InventoryServiceAsyncStub",
+        background: Background,
+        stock: SaleStock,
+        turns: StockTurns,
+        *,
+        waiting_max: int,
+        now: float,
+    ) -> None:
         self.stock = stock
         self.turns = turns
+        self.second_look = SecondLook(stub, stock, self.changed, background, waiting_max=waiting_max)
         self.asked_at = now
         #: Streams that show it to somebody now.
         self.viewers = 0
@@ -65,7 +76,8 @@ class Followed:
 class StockFollowers:
     """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another.
 
-    At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. Where there is no room a sale
+    At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. ``sole`` says that no other
+    gateway sells the same sales. Where there is no room a sale
     is not followed, and its purchases all go through normal admission.
     """
 
@@ -79,6 +91,7 @@ class StockFollowers:
         sent_s: float,
         waiting_max: int,
         wait_s_max: float,
+        sole: bool,
     ) -> None:
         self._stub = stub
         self._background = background
@@ -87,6 +100,7 @@ class StockFollowers:
         self._sent_s = sent_s
         self._waiting_max = waiting_max
         self._wait_s_max = wait_s_max
+        self._sole = sole
         self._followed: dict[str, Followed] = {}
         self._missing: OrderedDict[str, float] = OrderedDict()
         self._anonymous = UserRate(_ANONYMOUS_PER_S, int(_ANONYMOUS_PER_S), 1)
@@ -130,10 +144,10 @@ class StockFollowers:
             return None
         if len(self._followed) >= self._sales_max and not self._make_room(now):
             return None
-        stock = SaleStock(sale_id, self._fingerprints_max, self._sent_s)
+        stock = SaleStock(sale_id, self._fingerprints_max, self._sent_s, sole=self._sole)
         clock = asyncio.get_running_loop().time
         turns = StockTurns(stock, waiting_max=self._waiting_max, wait_s_max=self._wait_s_max, clock=clock)
-        followed = Followed(stock, turns, now)
+        followed = Followed(self._stub, self._background, stock, turns, waiting_max=self._waiting_max, now=now)
         self._followed[sale_id] = followed
         self.by_path[f"/v1/sales/{sale_id}/purchases"] = followed
         followed.task = self._background.start(self._run(followed), f"follow {sale_id}")

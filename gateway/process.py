@@ -147,6 +147,7 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
         sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
         waiting_max=settings.queue_max,
         wait_s_max=settings.queue_wait_ms / 1000,
+        sole=settings.sole,
     )
     bounds = QueueBounds(
         settings.queue_min, settings.queue_max, settings.queue_wait_ms / 1000, settings.rate_initial_per_s

@@ -33,6 +33,7 @@ class Settings:
     user_burst: int = setting("purchases a user may send at once", default=10, minimum=1)
     users_max: int = setting("users whose rate is remembered", default=100_000, minimum=1)
 
+    sole: bool = setting("no other gateway sells the same sales, so a refusal needs no second look", default=False)
     sales_max: int = setting("sales followed at once", default=64, minimum=1, maximum=10_000)
     fingerprints_max: int = setting("fingerprints kept of one sale", default=1_000_000, minimum=1)
     reads_max: int = setting("reads under way at once", default=256, minimum=1)

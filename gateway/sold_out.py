@@ -16,8 +16,10 @@ class SaleStock:
     repetition meanwhile is judged by the services, never by a reading that was made before it got its unit.
     """
 
-    def __init__(self, sale_id: str, fingerprints_max: int, sent_s: float) -> None:
+    def __init__(self, sale_id: str, fingerprints_max: int, sent_s: float, *, sole: bool) -> None:
         self.sale_id = sale_id
+        #: Whether every request that can get a unit comes through this gateway.
+        self.sole = sole
         self.stock: inventory.Stock | None = None
         #: When the last message with a reading came.
         self.read_at = float("-inf")
@@ -71,6 +73,10 @@ class SaleStock:
         """Whether the request of this fingerprint can be refused: nothing is available now, and it is none that holds a
         unit or is on its way to one."""
         return now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent
+
+    def is_surely_sold_out_for(self, mark: int, now: float) -> bool:
+        """As ``is_sold_out_for``, and no other gateway can have let this request have a unit since the reading."""
+        return self.sole and self.is_sold_out_for(mark, now)
 
     def is_held_by(self, mark: int) -> bool:
         """Whether the request of this fingerprint holds a unit, or was sent on lately and may have got one."""

@@ -136,6 +136,7 @@ def stock_message(stock: Stock) -> pb.Stock:
         total=stock.total,
         epoch=stock.epoch,
         open=stock.open,
+        holder_changes=stock.holder_changes,
     )
 
 

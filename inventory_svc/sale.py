@@ -71,6 +71,8 @@ class Stock:
     total: int
     epoch: int
     open: bool
+    #: How often holders have changed under this epoch; 0 in the book.
+    holder_changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,8 +255,8 @@ class StockGate:
 
 
 def _stock(sale_id: str, answer: Sequence[int]) -> Stock:
-    epoch, available, reserved, sold, total, is_open = answer[:6]
-    return Stock(sale_id, available, reserved, sold, total, epoch, bool(is_open))
+    epoch, available, reserved, sold, total, is_open, changes = answer[:7]
+    return Stock(sale_id, available, reserved, sold, total, epoch, bool(is_open), changes)
 
 
 def _away(error: RedisError) -> DomainError:

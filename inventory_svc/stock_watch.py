@@ -26,7 +26,7 @@ _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.05, 0.1, 2.0
 #: Pause before changes of other processes are listened to again, seconds.
 _EDGES_PAUSE_S = 0.2
 #: Longest silence of a stream, seconds; below the 250 ms of the contract by what a busy loop may add.
-_SILENCE_S_MAX = 0.2
+_SILENCE_S_MAX = 0.15
 #: Age at which a reading is no longer shown, seconds: the hub hangs on Redis.
 _READING_AGE_S_MAX = 0.5
 #: Changes that gather for a slow subscriber before it is sent the whole set instead.

@@ -62,6 +62,7 @@ def build(
         **{f"{kind.upper()}_LISTEN": ports.address(kind) for kind in SERVICE_KINDS},
         **{f"{name.upper()}_DATABASE_URL": database_url(name, ports, secrets) for name in DATABASES},
         "GATEWAY_URL": gateways[0],
+        "GATEWAY_SOLE": str(len(gateways) == 1).lower(),
         "GATEWAY_URLS": ",".join(gateways),
         "GATEWAY_JWT_SECRET": secrets.gateway_jwt_secret,
         "INVENTORY_REDIS_URL": redis_url,

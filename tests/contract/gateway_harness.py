@@ -108,6 +108,8 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.repeat_s = 0.2
         self.watches: list[str] = []
         self.reads = 0
+        #: What GetStock says of SALE, if not the last message of the stream.
+        self.now: inventory.Stock | None = None
         self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
 
     def end_streams(self) -> None:
@@ -160,7 +162,7 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.reads += 1
         if request.sale_id not in self.last:
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
-        return inventory.GetStockResponse(stock=self.last[request.sale_id].stock)
+        return inventory.GetStockResponse(stock=self.now or self.last[request.sale_id].stock)
 
 
 class Balances(balance_grpc.BalanceServiceServicer):
@@ -181,10 +183,18 @@ def reading(
     added: Sequence[int] = (),
     removed: Sequence[int] = (),
     reset: bool = True,
+    changes: int = 0,
 ) -> inventory.WatchStockResponse:
     """A stock message of SALE, of whose ``total`` shares ``available`` are left."""
     stock = inventory.Stock(
-        sale_id=SALE, available=available, reserved=total - available, sold=0, total=total, epoch=1, open=is_open
+        sale_id=SALE,
+        available=available,
+        reserved=total - available,
+        sold=0,
+        total=total,
+        epoch=1,
+        open=is_open,
+        holder_changes=changes,
     )
     return inventory.WatchStockResponse(
         stock=stock, fingerprints_reset=reset, fingerprints_added=added, fingerprints_removed=removed
@@ -343,6 +353,7 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
                 "balance_target": target,
                 "listen": "127.0.0.1:0",
                 "jwt_secret": SECRET,
+                "sole": True,
                 "grace_s": 2.0,
                 **changes,
             }

@@ -27,7 +27,7 @@ def message(
 
 
 def known(*messages: WatchStockResponse, now: float = 10.0, fingerprints_max: int = 100) -> SaleStock:
-    stock = SaleStock("s", fingerprints_max, sent_s=5.0)
+    stock = SaleStock("s", fingerprints_max, sent_s=5.0, sole=True)
     for each in messages:
         stock.apply(each, now)
     return stock

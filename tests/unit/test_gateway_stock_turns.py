@@ -14,7 +14,7 @@ class Sale:
 
     def __init__(self, available: int, waiting_max: int = 1_000) -> None:
         self.now = 100.0
-        self.stock = SaleStock("sale", 1_000, 5.0)
+        self.stock = SaleStock("sale", 1_000, 5.0, sole=True)
         self.turns = StockTurns(self.stock, waiting_max=waiting_max, wait_s_max=0.5, clock=lambda: self.now)
         self.read(available, reset=True)
 

@@ -175,6 +175,7 @@ class Stock(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
+    HOLDER_CHANGES_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale."""
     available: _builtins.int
@@ -189,6 +190,10 @@ class Stock(_message.Message):
     """The calibration this reading belongs to; it grows with every recalibration."""
     open: _builtins.bool
     """Whether the sale takes reservations (its state is OPEN)."""
+    holder_changes: _builtins.int
+    """How often somebody has come to hold units, or ceased to, under this calibration. Of two readings of one epoch the
+    one with more is the later. 0 in a reading of the book.
+    """
     def __init__(
         self,
         *,
@@ -199,10 +204,11 @@ class Stock(_message.Message):
         total: _builtins.int = ...,
         epoch: _builtins.int = ...,
         open: _builtins.bool = ...,
+        holder_changes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "epoch", b"epoch", "open", b"open", "reserved", b"reserved", "sale_id", b"sale_id", "sold", b"sold", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "epoch", b"epoch", "holder_changes", b"holder_changes", "open", b"open", "reserved", b"reserved", "sale_id", b"sale_id", "sold", b"sold", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
