@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test up down restart status logs clean audit token account new-sale lint format proto
+.PHONY: help install sale settle test faults faults-proven up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 # The commands start processes; gRPC then only complains that it cannot follow them.
@@ -14,9 +14,12 @@ POOR   ?= 0.05
 RATE   ?= 500
 BURST  ?= 100
 PART   ?=
+# Settings of `make faults`: the choices to repeat, and part of the names of the faults wanted.
+SEED   ?=
+ONLY   ?=
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install:  ## Install the server programs (apt-get) and the Python packages (.venv), where missing
 	@stack/bootstrap.sh
@@ -30,6 +33,14 @@ settle: up  ## Measure settlement with the bucket open (SHARES)
 
 test: install lint  ## Run lint and all tests, on servers of their own
 	@$(python) -m pytest
+
+faults:  ## Break every part under a running sale and check every promise (SEED, ONLY); 25 minutes
+	@stack/bootstrap.sh faults
+	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults
+
+faults-proven: install  ## Plant bugs in a copy, and see that the fault suite catches each (ONLY); 15 minutes
+	@stack/bootstrap.sh faults
+	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults.planted_bugs
 
 up: install  ## Start the servers and services; what runs already is left alone
 	@$(python) -m stack up

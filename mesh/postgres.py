@@ -70,7 +70,15 @@ def _adapters() -> AdaptersMap:
 
 
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, TooManyRequests)
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    PoolClosed,
+    TooManyRequests,
+    # A standby, or a server that was set so: nothing was done, and it can be done again once that is over.
+    psycopg.errors.ReadOnlySqlTransaction,
+)
 
 
 async def _check_connection(conn: Connection) -> None:

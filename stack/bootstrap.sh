@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the project needs: the server programs by the system's package manager, the Python packages, pinned by
 # hash, into .venv. Does nothing when all is there. Needs root or sudo only for the server programs.
+# Arguments name what else is needed: `faults` (a library that fakes clocks), `model` (the model checker).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -27,6 +28,15 @@ command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 has_postgres || missing="$missing postgresql"
 has_rabbitmq || missing="$missing rabbitmq-server"
 command -v setpriv >/dev/null 2>&1 || missing="$missing util-linux"
+for wanted in "$@"; do
+    case $wanted in
+        faults) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing faketime" ;;
+        model)
+            command -v spin >/dev/null 2>&1 || missing="$missing spin"
+            command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+            ;;
+    esac
+done
 python=$(find_python)
 if [ -z "$python" ]; then
     missing="$missing python3 python3-venv"

@@ -62,6 +62,7 @@ class Books:
         self._redis_url = environment["REDIS_URL"]
         self._sale_id = sale_id
         self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
+        self._reading = asyncio.Lock()
 
     async def __aenter__(self) -> "Books":
         return self
@@ -72,20 +73,25 @@ class Books:
 
     async def rows(self, database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a query of one database gives."""
-        async with asyncio.timeout(_READ_S_MAX):
-            connection = self._connections.get(database)
-            if connection is None or connection.closed:
-                connection = await psycopg.AsyncConnection.connect(
-                    f"{self._admin}/{database}", autocommit=True, connect_timeout=2
-                )
-                await connection.set_read_only(True)
-                self._connections[database] = connection
-            try:
-                return await (await connection.execute(query.encode(), parameters)).fetchall()
-            except BaseException:
-                # Also when cancelled: a reply that is still to come must not be taken for the next query's.
-                await connection.close()
-                raise
+        async with self._reading:
+            reading = asyncio.create_task(self._fetch(database, query, parameters))
+            done, _ = await asyncio.wait([reading], timeout=_READ_S_MAX)
+            if not done:
+                # Left behind: psycopg, when cancelled, waits for a server that may never answer.
+                self._connections.pop(database, None)
+                reading.cancel()
+                raise TimeoutError
+            return reading.result()
+
+    async def _fetch(self, database: str, query: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        connection = self._connections.get(database)
+        if connection is None or connection.closed:
+            connection = await psycopg.AsyncConnection.connect(
+                f"{self._admin}/{database}", autocommit=True, connect_timeout=2
+            )
+            await connection.set_read_only(True)
+            self._connections[database] = connection
+        return await (await connection.execute(query.encode(), parameters)).fetchall()
 
     async def snapshot(self) -> Snapshot:
         """One round."""

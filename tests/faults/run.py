@@ -1,6 +1,8 @@
 """One sale under one fault: its buyers, its watcher, the moments at which a fault may strike, and its end."""
 
 import asyncio
+import contextlib
+import itertools
 import random
 import time
 import uuid
@@ -8,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
+from flashsale.balance.v1 import balance_service_pb2 as balance
+from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from bench.clients import Clients, open_clients
-from bench.seeding import fund_accounts, open_sale
+from bench.seeding import CURRENCY, fund_accounts, open_sale
 from tests.faults.books import Books
 from tests.faults.history import History
 from tests.faults.settled import require_end, until_settled
@@ -24,6 +28,8 @@ PRICE_MINOR = 2_500
 _MOMENT_S_MAX = 30.0
 _FIRE_S_MAX = 30.0
 _LOOK_S = 0.02
+#: Accounts that are paid a cent at once, and the pause before the next are, seconds.
+_PAID_AT_ONCE, _PAY_PAUSE_S = 60, 0.1
 
 
 class FaultError(Exception):
@@ -75,7 +81,11 @@ class Run:
             spread_s=self.scale.spread_s,
             rng=self.rng,
         )
-        self._tasks = [asyncio.create_task(self.watcher.run()), asyncio.create_task(self.traffic.run())]
+        self._tasks = [
+            asyncio.create_task(self.watcher.run()),
+            asyncio.create_task(self.traffic.run()),
+            asyncio.create_task(self._move_money()),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,6 +96,22 @@ class Run:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.books.__aexit__()
         await self._opened.__aexit__(None, None, None)
+
+    async def _move_money(self) -> None:
+        """Pays a cent into many accounts again and again, so that holds meet other changes of the same accounts."""
+        for number in itertools.count():
+            users = self.rng.sample(self.buyers, min(len(self.buyers), _PAID_AT_ONCE))
+            deposits = [
+                balance.DepositItem(
+                    request_id=f"cent-{number}-{buyer.request_id}",
+                    user_id=buyer.user_id,
+                    amount=Money(amount_minor=1, currency_code=CURRENCY),
+                )
+                for buyer in users
+            ]
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self.clients.balance.BatchDeposit(balance.BatchDepositRequest(deposits=deposits), timeout=3)
+            await asyncio.sleep(_PAY_PAUSE_S)
 
     async def moment(self, phase: str) -> None:
         """Waits for the middle of the burst, or of settlement after it."""

@@ -1,5 +1,6 @@
 """Runs faults one after the other in one world, a sale for each."""
 
+import asyncio
 import random
 import shutil
 import time
@@ -13,6 +14,10 @@ from tests.faults.run import FaultError, Run
 from tests.faults.world import World
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
+
+
+#: Longest time that a fault may take to happen and to be healed, seconds.
+_INJECT_S_MAX = 120.0
 
 
 def all_faults() -> list[Fault]:
@@ -55,10 +60,13 @@ async def play(world: World, fault: Fault, rng: random.Random) -> Result:
     async with Run(world, fault.scale, rng) as run:
         trouble = ""
         try:
-            await run.moment(fault.phase)
-            await fault.inject(run)
+            async with asyncio.timeout(_INJECT_S_MAX):
+                await run.moment(fault.phase)
+                await fault.inject(run)
         except FaultError as error:
             trouble = str(error)
+        except TimeoutError:
+            trouble = f"it was not over after {_INJECT_S_MAX:.0f} s"
         finally:
             world.links.heal()
             for point in world.disarm():

@@ -102,6 +102,6 @@ class Watcher:
         self.expired_holds = sum(1 for state in look.now.holds.values() if state == "EXPIRED")
         rows = look.now.purchases.values()
         self.abandoned = sum(1 for row in rows if row.reason == ErrorReason.ERROR_REASON_ABANDONED)
-        settled = sum(1 for row in look.now.purchases.values() if row.state in ("CONFIRMED", "FAILED"))
+        settled = sum(1 for row in look.now.purchases.values() if row.state in ("CONFIRMED", "FAILED", "CANCELLED"))
         if settled != self.settled:
             self.settled, self.settled_at = settled, time.monotonic()
