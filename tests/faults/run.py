@@ -13,6 +13,7 @@ import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance
 from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
+from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from bench.clients import Clients, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
@@ -156,12 +157,18 @@ class Run:
         return self.watcher.settled >= len(self.history.accepted)
 
     async def recalibrate(self, timeout_s: float = 10.0) -> None:
-        """Asks for a recalibration of the sale; that it fails is part of many faults."""
-        try:
-            request = inventory.RecalibrateSaleRequest(sale_id=self.sale_id)
-            await self.clients.inventory.RecalibrateSale(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            self.effects[f"recalibration answered {error.code().name}"] = 1
+        """Asks one inventory process after the other for a recalibration until one has done it; that it fails is part
+        of many faults."""
+        request = inventory.RecalibrateSaleRequest(sale_id=self.sale_id)
+        addresses = self.world.environment["INVENTORY_TARGET"].removeprefix("ipv4:").split(",")
+        for address in self.rng.sample(addresses, len(addresses)):
+            async with grpc.aio.insecure_channel(address) as channel:
+                try:
+                    await InventoryServiceStub(channel).RecalibrateSale(request, timeout=timeout_s)
+                except grpc.aio.AioRpcError as error:
+                    self.effects[f"recalibration answered {error.code().name}"] = 1
+                else:
+                    return
 
     async def finish(self) -> None:
         """Waits until nothing is under way any more, and checks the end."""
