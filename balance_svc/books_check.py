@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from balance_svc.account import Account
-from mesh.postgres import Connection, Pool, Queries, in_transaction
+from mesh.postgres import Connection, Pool, Queries, in_transaction, patience
 
 #: Most wrong accounts and most wrong transfers reported.
 WRONG_MAX = 100
@@ -42,6 +42,10 @@ class BooksCheck:
     pace: HoldPace
 
 
+#: Longest that one of the statements may take, seconds: each reads everything there is.
+_CHECK_S_MAX = 60
+
+
 class BooksChecker:
     """Checks the books. Reads everything, so it is for audits: 100,000 accounts and holds take 1 to 2 s."""
 
@@ -54,6 +58,10 @@ class BooksChecker:
 
         async def work(conn: Connection) -> BooksCheck:
             await conn.execute(self._queries.begin_check)
+            async with patience(conn, _CHECK_S_MAX):
+                return await read(conn)
+
+        async def read(conn: Connection) -> BooksCheck:
             await conn.execute(self._queries.allow_memory)
             limit = {"rows_max": WRONG_MAX}
             totals = await (await conn.execute(self._queries.check_totals)).fetchall()

@@ -15,7 +15,7 @@ from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
-from psycopg.abc import Buffer
+from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import TupleRow
 from psycopg.types.array import ListDumper
@@ -24,13 +24,37 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from mesh.errors import DomainError
 
 T = TypeVar("T")
-Connection = psycopg.AsyncConnection[TupleRow]
+RV = TypeVar("RV")
+
+#: Longest wait for one answer of the server, seconds, unless a caller is more patient; beyond it the connection is
+#: given up. A line that swallows bytes gives no other sign: without this a statement on it would wait for ever.
+_ANSWER_S_MAX = 8.0
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection on which no answer is awaited for longer than ``answer_s_max`` seconds; then it is closed, and what
+    was asked ends with psycopg.OperationalError."""
+
+    answer_s_max = _ANSWER_S_MAX
+
+    async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """As psycopg's, with the bound."""
+        try:
+            return await super().wait(gen, interval, self.answer_s_max if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                # The answer may still come: nobody else may be given this connection.
+                self.pgconn.finish()
+            raise
+
+
 Pool = AsyncConnectionPool[Connection]
 
 #: Longest wait for a free connection, seconds.
 _CONNECTION_WAIT_S = 2.0
-#: Longest run of one statement, and longest wait for one lock, milliseconds: bounds that only a fault reaches.
-_STATEMENT_MS_MAX, _LOCK_MS_MAX = 30_000, 5_000
+#: Longest run of one statement, longest wait for one lock, and longest pause within a transaction, milliseconds: bounds
+#: that only a fault reaches. The server gives up before we do; one that cannot reach us must not keep our locks.
+_STATEMENT_MS_MAX, _LOCK_MS_MAX, _IDLE_MS_MAX = 7_000, 5_000, 8_000
 #: Tries of a transaction that loses to a concurrent one.
 _ATTEMPTS_MAX = 5
 
@@ -99,9 +123,13 @@ async def open_pool(url: str, *, name: str, size: int, waiting_max: int = 256) -
 
     At most ``waiting_max`` callers wait for a connection, each at most 2 s. Opens even while the server is away.
     """
-    options = f"-c statement_timeout={_STATEMENT_MS_MAX} -c lock_timeout={_LOCK_MS_MAX} -c timezone=UTC"
+    options = (
+        f"-c statement_timeout={_STATEMENT_MS_MAX} -c lock_timeout={_LOCK_MS_MAX}"
+        f" -c idle_in_transaction_session_timeout={_IDLE_MS_MAX} -c timezone=UTC"
+    )
     pool: Pool = AsyncConnectionPool(
         url,
+        connection_class=Connection,
         min_size=size,
         max_size=size,
         max_waiting=waiting_max,
@@ -115,6 +143,11 @@ async def open_pool(url: str, *, name: str, size: int, waiting_max: int = 256) -
             "application_name": name,
             "options": options,
             "connect_timeout": 3,
+            # A peer that is gone without a word, or a line that is unplugged, milliseconds and seconds.
+            "tcp_user_timeout": 4_000,
+            "keepalives_idle": 3,
+            "keepalives_interval": 1,
+            "keepalives_count": 3,
             # Prepared at the first use: every hot statement is one of a handful of named queries.
             "prepare_threshold": 0,
             "context": _adapters(),
@@ -140,6 +173,17 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
         raise
     except _AWAY as error:
         raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the database is away") from error
+
+
+@asynccontextmanager
+async def patience(conn: Connection, seconds: int) -> AsyncIterator[None]:
+    """Within the transaction under way, lets each statement take so long: for audits that read everything."""
+    await conn.execute(f"SET LOCAL statement_timeout = {seconds * 1000}".encode())
+    conn.answer_s_max = seconds + 1.0
+    try:
+        yield
+    finally:
+        conn.answer_s_max = _ANSWER_S_MAX
 
 
 async def in_transaction(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -9,8 +9,9 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
 
-#: Seconds after which a dead peer is noticed, so that a dead worker's partition moves on.
-_HEARTBEAT_S = 5
+#: Seconds between heartbeats. aiormq gives a silent peer up after (this + 1) x 3, the broker after twice this, so that
+#: a dead worker's partition moves on.
+_HEARTBEAT_S = 3
 
 
 #: What a broker that is away or going away makes of a call. aiormq raises RuntimeError for a channel or connection that

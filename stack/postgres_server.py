@@ -55,6 +55,23 @@ log_parameter_max_length = 0
 idle_in_transaction_session_timeout = 60s
 """
 
+# A server that was killed leaves its backends behind until each next looks up, after its statement; until then no new
+# server starts on the data. So they are ended first, unless the server that they belong to still lives.
+_START = """\
+# Written by `make up`; changes are lost. start.sh DATA_FOLDER COMMAND...
+data=$1; shift
+read -r server 2>/dev/null <"$data/postmaster.pid"
+left=yes
+while [ "$left" ] && ! [ "/proc/$server/cwd" -ef "$data" ]; do
+    left=
+    for process in /proc/[0-9]*; do
+        if [ "$process/cwd" -ef "$data" ]; then kill -KILL "${process#/proc/}" 2>/dev/null; left=yes; fi
+    done
+    if [ "$left" ]; then sleep 0.02; fi
+done
+exec "$@"
+"""
+
 _HBA = """\
 # Written by `make up`; changes are lost.
 host all all 127.0.0.1/32 scram-sha-256
@@ -65,6 +82,9 @@ def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
     """Describe the PostgreSQL server."""
     data = folder.postgres / "data"
     command = (
+        "/bin/sh",
+        str(folder.postgres / "start.sh"),
+        str(data),
         str(binaries.postgres("postgres", data)),
         "-D",
         str(data),
@@ -96,6 +116,7 @@ def prepare(folder: StackFolder, secrets: Secrets, ports: Ports) -> None:
     user = server_user("postgres")
     own_dir(folder.postgres, user)
     own_file(folder.postgres / "pg_hba.conf", _HBA, user)
+    own_file(folder.postgres / "start.sh", _START, user)
     text = _CONFIG.format(host=LOOPBACK, port=ports.postgres, hba=folder.postgres / "pg_hba.conf")
     own_file(folder.postgres / "postgresql.conf", text, user)
     if not (folder.postgres / "data").exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 
 from pamqp import base, commands, exceptions, frame
 
@@ -11,7 +10,7 @@ from stack import binaries
 from stack.errors import NotReadyError
 from stack.folder import StackFolder, own_dir, own_file, server_user
 from stack.parts import Part, Program
-from stack.ports import LOOPBACK, Ports, is_free
+from stack.ports import LOOPBACK, Ports
 from stack.secret_store import Secrets
 
 AMQP_USER = "flashsale"
@@ -35,9 +34,7 @@ log.file = false
 """
 
 # Idle schedulers sleep instead of spinning; the distribution listens on loopback only.
-_ERLANG_ARGUMENTS = (
-    "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1} -start_epmd false"
-)
+_ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
@@ -48,6 +45,9 @@ def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
         "LANG": "C.UTF-8",
         "ERL_EPMD_ADDRESS": LOOPBACK,
         "ERL_EPMD_PORT": str(ports.epmd),
+        # For every Erlang program, also the one that RabbitMQ runs at its start for the sake of starting a port mapper:
+        # that would take the port of ours while it is being restarted, and outlive us all.
+        "ERL_AFLAGS": "-start_epmd false",
         "ERL_CRASH_DUMP_SECONDS": "0",
         # Makes the script become the Erlang machine, so that supervisord signals that and no shell before it.
         "RUNNING_UNDER_SYSTEMD": "true",
@@ -83,7 +83,7 @@ def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
 def epmd_part(folder: StackFolder, ports: Ports) -> Part:
     """Describe the port mapper, without which an Erlang node does not start.
 
-    RabbitMQ would start one by itself, which then stays behind for ever: so it finds this one running.
+    RabbitMQ may not start one by itself, which would stay behind for ever; without this one it ends, and tries again.
     """
     program = Program(
         command=binaries.tied_to_parent((str(binaries.epmd()), "-address", LOOPBACK, "-port", str(ports.epmd))),
@@ -113,17 +113,6 @@ def prepare(folder: StackFolder, ports: Ports, secrets: Secrets) -> None:
     own_file(home / "enabled_plugins", "[].\n", user)
     # Present but empty, so that the system's own settings in /etc/rabbitmq are not read.
     own_file(home / "rabbitmq-env.conf", "", user)
-
-
-def stop_stray_epmd(ports: Ports) -> None:
-    """Stop a port mapper that RabbitMQ started by itself because ours was just being restarted."""
-    if not is_free(ports.epmd):
-        subprocess.run(
-            [str(binaries.epmd()), "-port", str(ports.epmd), "-kill"],
-            capture_output=True,
-            check=False,
-            timeout=10,
-        )
 
 
 def amqp_url(ports: Ports, secrets: Secrets) -> str:

@@ -224,7 +224,6 @@ class Stack:
             if not self._supervisor.is_running():
                 return False
             self._supervisor.shut_down()
-            rabbitmq_server.stop_stray_epmd(self._ports)
             return True
 
     def remove(self) -> None:
@@ -237,7 +236,6 @@ class Stack:
         if self._supervisor.is_running():
             pids = [info.pid for info in self._supervisor.all_info() if info.pid]
             self._supervisor.shut_down(kill=pids)
-            rabbitmq_server.stop_stray_epmd(self._ports)
         self.folder.remove()
 
     def _part(self, name: str) -> Part:
