@@ -51,7 +51,7 @@ async def back(run: Run, name: str, old_pid: int, since: float) -> None:
     run.recovery_s[f"{name.partition('-')[0]} serving"] = max(
         took_s, run.recovery_s.get(f"{name.partition('-')[0]} serving", 0.0)
     )
-    run.verdict.require("recovery", took_s <= BACK_S_MAX, f"{name} was back after {took_s:.1f} s")
+    run.require_within(took_s, BACK_S_MAX, f"{name} was back")
 
 
 async def fired_and_back(run: Run, point: str, names: dict[int, str]) -> None:

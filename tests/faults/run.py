@@ -156,6 +156,11 @@ class Run:
     def _nothing_left(self) -> bool:
         return self.watcher.settled >= len(self.history.accepted)
 
+    def require_within(self, took_s: float, most_s: float, what: str) -> None:
+        """A goal of recovery. Times are judged on a machine that is the suite's alone."""
+        if self.world.judges_times:
+            self.verdict.require("recovery", took_s <= most_s, f"{what} after {took_s:.1f} s, more than {most_s:g} s")
+
     async def recalibrate(self, timeout_s: float = 10.0) -> None:
         """Asks one inventory process after the other for a recalibration until one has done it; that it fails is part
         of many faults."""

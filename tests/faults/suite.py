@@ -26,8 +26,8 @@ def all_faults() -> list[Fault]:
     return [fault for kind in kinds for fault in kind.faults()]
 
 
-async def run_all(chosen: Sequence[Fault], seed: int, report: Report) -> None:
-    """Runs the chosen faults and reports each as it ends."""
+async def run_all(chosen: Sequence[Fault], seed: int, report: Report, *, judges_times: bool = True) -> None:
+    """Runs the chosen faults and reports each as it ends. Goals of recovery count only with ``judges_times``."""
     report.begin(len(chosen))
     possible = []
     for fault in chosen:
@@ -39,7 +39,8 @@ async def run_all(chosen: Sequence[Fault], seed: int, report: Report) -> None:
     for faked_clocks in (False, True):
         some = [fault for fault in possible if fault.faked_clocks is faked_clocks]
         if some:
-            with World(seed=seed, clocks=clocks.libfaketime() if faked_clocks else None) as world:
+            library = clocks.libfaketime() if faked_clocks else None
+            with World(seed=seed, clocks=library, judges_times=judges_times) as world:
                 for fault in some:
                     # By name, so that a fault repeated alone makes the same choices.
                     report.add(await play(world, fault, random.Random(f"{seed} {fault.name}")))

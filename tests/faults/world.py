@@ -40,8 +40,15 @@ class World:
     ``off``. With ``clocks``, the libfaketime to use, the services' wall clocks can be set (``clock_of``)."""
 
     def __init__(
-        self, *, seed: int, replicas: int = 2, clocks: Path | None = None, settings: Mapping[str, str] | None = None
+        self,
+        *,
+        seed: int,
+        replicas: int = 2,
+        clocks: Path | None = None,
+        judges_times: bool = True,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
+        self.judges_times = judges_times
         self._seed = seed
         self._clocks = clocks
         self._replicas = replicas

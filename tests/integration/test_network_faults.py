@@ -30,6 +30,9 @@ from tests.support.settlement_rig import SettlementRig, settlement_rig
 from tests.support.waiting import eventually
 
 #: Faults under which a connection stays open and silent.
+#: Each waits for a time-out or a heartbeat.
+pytestmark = pytest.mark.slow
+
 SILENT = ("black_hole", "unplug", "half_open")
 CANCELLED_CALLS = 200
 #: Bounds in seconds: a statement on a silent connection; locks of a transaction whose client is gone; a publish;
