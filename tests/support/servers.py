@@ -49,7 +49,7 @@ class Servers:
     ``asyncio.to_thread`` when something in this event loop is to see it happen."""
 
     def __init__(self) -> None:
-        self._stack, self._lease = private_stack()
+        self.stack, self._lease = private_stack()
         self._started: set[str] = set()
         self._numbers = itertools.count(1)
 
@@ -57,14 +57,14 @@ class Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.discard()
+        self.stack.discard()
         self._lease.close()
 
     def _url(self, part: str, name: str) -> str:
         if part not in self._started:
-            self._stack.start(*(("epmd", "rabbitmq") if part == "rabbitmq" else (part,)))
+            self.stack.start(*(("epmd", "rabbitmq") if part == "rabbitmq" else (part,)))
             self._started.add(part)
-        return self._stack.environment[name]
+        return self.stack.environment[name]
 
     @property
     def redis_url(self) -> str:
@@ -84,7 +84,7 @@ class Servers:
     @property
     def redis_dir(self) -> Path:
         """The folder in which Redis keeps ``appendonlydir/``."""
-        return self._stack.folder.redis / "data"
+        return self.stack.folder.redis / "data"
 
     def admin_url_of(self, database_url: str) -> str:
         """The superuser's URL of the database that ``database_url`` names."""
@@ -103,23 +103,23 @@ class Servers:
 
     def stop(self, part: str) -> None:
         """Stops redis, postgres or rabbitmq, cleanly."""
-        self._stack.stop(part)
+        self.stack.stop(part)
 
     def start(self, part: str) -> None:
         """Starts it again, and waits until it answers."""
-        self._stack.start(part)
+        self.stack.start(part)
 
     def restart(self, part: str) -> None:
         """Stops and starts it."""
-        self._stack.restart(part)
+        self.stack.restart(part)
 
     def kill(self, part: str) -> float:
         """Ends it with SIGKILL, and waits until it answers again; the seconds that took."""
-        return self._stack.kill(part)
+        return self.stack.kill(part)
 
     def wait_ready(self, part: str) -> None:
         """Waits until it answers."""
-        self._stack.wait_ready(part)
+        self.stack.wait_ready(part)
 
 
 class MeshStack:
