@@ -1,6 +1,7 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test faults faults-proven up down restart status logs clean audit token account new-sale lint format proto
+.PHONY: help install sale settle test faults faults-proven dead-letters replay-dead-letters parked replay-parked \
+        fail-parked up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 # The commands start processes; gRPC then only complains that it cannot follow them.
@@ -16,10 +17,13 @@ BURST  ?= 100
 PART   ?=
 # Settings of `make faults`: the choices to repeat, and part of the names of the faults wanted.
 SEED   ?=
+# Settings of the operators' commands: how many letters, and which purchases.
+MOST     ?=
+PURCHASE ?=
 ONLY   ?=
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install:  ## Install the server programs (apt-get) and the Python packages (.venv), where missing
 	@stack/bootstrap.sh
@@ -74,6 +78,24 @@ account: install  ## Fund a user's account: make account USER=alice EUR=100
 
 new-sale: install  ## Open a sale and show how to buy by hand (SHARES)
 	@$(python) -m bench.hand new-sale
+
+# As a settlement worker is told: its addresses, and where its stores are.
+operate := $(python) -m stack.run settlement purchase_svc
+
+dead-letters: install  ## List the messages that no worker can settle; they stay
+	@$(operate) dead-letters
+
+replay-dead-letters: install  ## Send them to their partitions again (MOST)
+	@$(operate) replay-dead-letters $(if $(MOST),--most $(MOST))
+
+parked: install  ## List the purchases whose attempts are exhausted
+	@$(operate) parked
+
+replay-parked: install  ## Let the workers try parked purchases again (PURCHASE="id id"; default: all)
+	@$(operate) replay-parked $(PURCHASE)
+
+fail-parked: install  ## End parked purchases, hold and units given back first: make fail-parked PURCHASE=id
+	@$(operate) fail-parked $(PURCHASE)
 
 lint: install  ## Check style, types, contracts, and that generated code is current
 	@.venv/bin/ruff check --quiet .

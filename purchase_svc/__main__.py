@@ -1,16 +1,23 @@
-"""Entry of the purchase processes: ``python -m purchase_svc migrate|serve|settle``."""
+"""Entry of the purchase processes, ``python -m purchase_svc migrate|serve|settle``, and of the operator's commands."""
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from mesh.server import run_process
 from purchase_svc import process
 
-_USAGE = "usage: python -m purchase_svc migrate|serve|settle\n"
+_USAGE = """usage: python -m purchase_svc migrate|serve|settle
+       python -m purchase_svc dead-letters
+       python -m purchase_svc replay-dead-letters [--most N]
+       python -m purchase_svc parked
+       python -m purchase_svc replay-parked [ID ...]
+       python -m purchase_svc fail-parked ID ...
+"""
+_OPERATIONS = ("dead-letters", "replay-dead-letters", "parked", "replay-parked", "fail-parked")
 
 
-def _main(verb: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
+def _process(verb: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
     if verb == "settle":
         # Only now: serving needs nothing of the settlement worker.
         from purchase_svc.settlement_process import settle
@@ -19,9 +26,18 @@ def _main(verb: str) -> Callable[[], Coroutine[Any, Any, None]] | None:
     return {"migrate": process.migrate, "serve": process.serve}.get(verb)
 
 
-if __name__ == "__main__":
-    main = _main(sys.argv[1]) if len(sys.argv) == 2 else None
-    if main is None:
+def main(arguments: Sequence[str]) -> int:
+    """Runs a process or a command until it ends; its exit code, 2 for a call that cannot be meant."""
+    if arguments and arguments[0] in _OPERATIONS:
+        from purchase_svc import operating
+
+        return operating.main(arguments)
+    work = _process(arguments[0]) if len(arguments) == 1 else None
+    if work is None:
         sys.stderr.write(_USAGE)
-        sys.exit(2)
-    sys.exit(run_process(main))
+        return 2
+    return run_process(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -41,11 +41,12 @@ UNFINISHED_STATES = frozenset({PurchaseState.RESERVED, PurchaseState.SETTLING})
 
 _S = PurchaseState
 #: A cancel wins only before a worker has claimed the purchase. SETTLING to itself is a worker that takes over after a
-#: crash. PARKED is left by an operator: replayed, or failed once its hold is closed.
+#: crash. PARKED is left by an operator: replayed, or failed once its hold is closed. A replay does not go back to
+#: RESERVED, where a cancel could still win over money that a worker has captured.
 _STEPS: dict[PurchaseState, frozenset[PurchaseState]] = {
     _S.RESERVED: frozenset({_S.SETTLING, _S.CANCELLED}),
     _S.SETTLING: frozenset({_S.SETTLING, _S.CONFIRMED, _S.FAILED, _S.PARKED}),
-    _S.PARKED: frozenset({_S.RESERVED, _S.FAILED}),
+    _S.PARKED: frozenset({_S.SETTLING, _S.FAILED}),
     _S.CONFIRMED: frozenset(),
     _S.FAILED: frozenset(),
     _S.CANCELLED: frozenset(),

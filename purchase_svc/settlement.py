@@ -27,10 +27,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a batch. Purchases in neither list had been settled before."""
+    """What became of a batch. Purchases in none of the lists had been settled before, or are parked."""
 
     endings: tuple[Ending, ...]
     retries: tuple[Retry, ...]
+    #: Ids that no purchase has.
+    missing: tuple[uuid.UUID, ...] = ()
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Settlement:
         """
         batch = _Batch(await self._book.claim(ids))
         failpoints.hit("settlement.claimed")
+        missing = await self._find_missing(ids, batch.claimed)
         for purchase in batch.claimed:
             if exhausted(purchase, self._attempts_max):
                 reason = ErrorReason.ERROR_REASON_INTERNAL
@@ -102,9 +105,17 @@ class Settlement:
         retries = self._give_up_or_retry(batch)
         await self._book.finish(list(batch.endings.values()))
         failpoints.hit("settlement.finished")
-        settled = Settled(tuple(batch.endings.values()), tuple(retries))
+        settled = Settled(tuple(batch.endings.values()), tuple(retries), missing)
         self._note(len(ids), settled)
         return settled
+
+    async def _find_missing(self, ids: Sequence[uuid.UUID], claimed: Sequence[Claimed]) -> tuple[uuid.UUID, ...]:
+        """Of the ids that could not be claimed, those that no purchase has. Costs nothing when all were claimed.
+
+        One look is enough: a purchase is committed before it is published.
+        """
+        rest = set(ids).difference(each.purchase_id for each in claimed)
+        return tuple(await self._book.list_missing(list(rest))) if rest else ()
 
     async def _hold(self, batch: _Batch, purchases: Sequence[Claimed]) -> list[Claimed]:
         """Places the holds, at the common pace; returns the purchases whose money is held or was captured earlier."""
@@ -170,4 +181,5 @@ class Settlement:
             ] += 1
         for retry in settled.retries:
             self.tally[f"RETRY {reason_name(retry.reason)}"] += 1
+        self.tally.update({"UNKNOWN PURCHASE": len(settled.missing)} if settled.missing else {})
         log.debug("batch settled", purchases=size, ended=len(settled.endings), retries=len(settled.retries))

@@ -24,6 +24,11 @@ class SettlementBook:
         rows = await run_statement(self._pool, self._queries.claim_purchases, {"purchase_ids": list(map(str, ids))})
         return [Claimed(*row) for row in rows]
 
+    async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Of these ids, those that no purchase has."""
+        parameters = {"purchase_ids": list(map(str, ids))}
+        return {row[0] for row in await run_statement(self._pool, self._queries.list_missing, parameters)}
+
     async def finish(self, endings: Sequence[Ending]) -> None:
         """SETTLING -> as each ending says. One that has left SETTLING already is left as it is."""
         if not endings:

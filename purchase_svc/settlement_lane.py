@@ -4,14 +4,17 @@ import asyncio
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
 
 from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
+from purchase_svc.dead_letter import UNKNOWN_PURCHASE, put_aside
 from purchase_svc.settlement import Settlement
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_publisher import SettlementPublisher
-from purchase_svc.settlement_queue import IDS_MAX
+from purchase_svc.settlement_queue import IDS_MAX, MESSAGE_TYPE, encode
 from purchase_svc.settlement_rules import Retry
 
 log = get_logger(__name__)
@@ -115,7 +118,7 @@ class Lane:
             if not await self._pause(pause_s):
                 return True
             pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
-        if not await self._requeue(settled.retries):
+        if not await self._requeue(settled.retries) or not await self._put_aside(settled.missing, batch):
             return True
         counts: dict[Delivery, int] = defaultdict(int)
         for deliveries in batch.values():
@@ -132,17 +135,37 @@ class Lane:
             groups[retry.partition, retry.delay_s].append(retry.purchase_id)
         for (partition, delay_s), ids in groups.items():
             assert len(ids) <= IDS_MAX
-            while True:
-                try:
-                    await self._publisher.publish_retry(partition, ids, delay_s)
-                    break
-                except DomainError as error:
-                    log.warning("retries wait", purchases=len(ids), reason=error.reason_name)
-                if not await self._pause(_PAUSE_MIN_S):
-                    return False
+            publish = partial(self._publisher.publish_retry, partition, ids, delay_s)
+            if not await self._until_confirmed(publish, "retries wait", len(ids)):
+                return False
             failpoints.hit("settlement.requeued")
             await self._note_requeued(ids, delay_s)
         return True
+
+    async def _put_aside(self, missing: Iterable[uuid.UUID], batch: dict[uuid.UUID, list[Delivery]]) -> bool:
+        """Makes dead letters of ids without a purchase, until the broker has confirmed; false when stopped before."""
+        groups: dict[int, list[uuid.UUID]] = defaultdict(list)
+        for purchase_id in missing:
+            groups[batch[purchase_id][0].partition].append(purchase_id)
+        for partition, ids in groups.items():
+            body = encode(partition, ids)
+            letter = put_aside(body, UNKNOWN_PURCHASE, partition, datetime.now(UTC), kind=MESSAGE_TYPE)
+            publish = partial(self._publisher.put_aside, letter)
+            if not await self._until_confirmed(publish, "a dead letter waits", len(ids)):
+                return False
+        return True
+
+    async def _until_confirmed(self, publish: Callable[[], Awaitable[None]], waiting: str, purchases: int) -> bool:
+        """Publishes again and again until the broker has confirmed; false when stopped before."""
+        while True:
+            try:
+                await publish()
+            except DomainError as error:
+                log.warning(waiting, purchases=purchases, reason=error.reason_name)
+            else:
+                return True
+            if not await self._pause(_PAUSE_MIN_S):
+                return False
 
     async def _note_requeued(self, ids: list[uuid.UUID], delay_s: int) -> None:
         try:

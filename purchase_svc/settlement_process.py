@@ -112,6 +112,7 @@ def _new_worker(
     return SettlementWorker(
         settings.amqp_url,
         partial(Lane, settlement, book, publisher),
+        publisher.put_aside,
         lanes=settings.lanes,
         prefetch=_prefetch(pace),
         grace_s=settings.grace_s,

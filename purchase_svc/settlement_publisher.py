@@ -7,13 +7,16 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from aio_pika.abc import AbstractChannel, AbstractConnection
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit, publish_confirmed
+from purchase_svc.dead_letter import DeadLetter
 from purchase_svc.settlement_queue import (
+    DEAD_EXCHANGE,
     EXCHANGE,
     MESSAGE_TYPE,
     declare,
@@ -27,12 +30,28 @@ log = get_logger(__name__)
 
 #: Declaring 20 quorum queues on a fresh broker takes seconds.
 _CONNECT_TIMEOUT_S = 30.0
+#: How long a letter waits among the retries when the dead letters are full, seconds.
+_FULL_WAIT_S = 30
 
 
 def _away(error: BaseException | None = None) -> DomainError:
     away = DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "the message broker is away")
     away.__cause__ = error
     return away
+
+
+async def _accepted(exchange: AbstractExchange, letter: DeadLetter) -> bool:
+    """Publishes a letter, persistent, mandatory and confirmed; false when its queue has no room for it."""
+    assert letter.partition is not None
+    message = aio_pika.Message(letter.body, headers=letter.headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+    try:
+        await exchange.publish(message, partition_key(letter.partition), mandatory=True)
+    except aio_pika.exceptions.PublishError:
+        # Returned: there is no queue. A new connection declares it.
+        raise
+    except aio_pika.exceptions.DeliveryError:
+        return False
+    return True
 
 
 class _Link:
@@ -94,6 +113,30 @@ class SettlementPublisher:
     async def publish_retry(self, partition: int, ids: Sequence[uuid.UUID], delay_s: float) -> None:
         """As ``publish``, but the partition sees them only after ``delay_s`` seconds, rounded up to 1, 5 or 30."""
         await self._publish(retry_name(delay_s), partition, ids)
+
+    async def put_aside(self, letter: DeadLetter) -> None:
+        """Puts a message among the dead letters. Returns once the broker has confirmed.
+
+        When the dead letters are full, it waits among the retries instead and comes back to its partition after 30 s:
+        nothing is lost, and the partition goes on meanwhile. Raises UNAVAILABLE as ``publish`` does; the letter may
+        then be there all the same, and there twice when it is put aside again.
+        """
+        assert letter.partition is not None
+        told = {
+            "reason": letter.reason,
+            "partition": letter.partition,
+            "purchase_ids": [str(each) for each in letter.purchase_ids],
+            "size_bytes": len(letter.body),
+        }
+        async with self._linked() as link, asyncio.timeout(self._timeout_s):
+            dead = await link.channel.get_exchange(DEAD_EXCHANGE, ensure=False)
+            if await _accepted(dead, letter):
+                log.error("a dead letter", **told)
+                return
+            log.error("the dead letters are full", wait_s=_FULL_WAIT_S, **told)
+            retries = await link.channel.get_exchange(retry_name(_FULL_WAIT_S), ensure=False)
+            if not await _accepted(retries, letter):
+                raise _away()
 
     async def depths(self) -> tuple[int, int]:
         """Messages that wait in all partitions and for retries, and dead letters. Raises UNAVAILABLE."""

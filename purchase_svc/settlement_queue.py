@@ -3,7 +3,8 @@
 Direct exchange ``settlement`` -> 16 quorum queues ``settlement.00`` .. ``settlement.15``, one per partition of users,
 each with a single active consumer. A retry goes to the fanout exchange ``settlement.retry.1s`` (5s, 30s) with its
 partition's routing key, waits in the queue of the same name until it expires, and is dead-lettered back to
-``settlement`` under the routing key it came with. What no worker can parse goes to ``settlement.dead``.
+``settlement`` under the routing key it came with. What no worker can settle goes through the fanout exchange
+``settlement.dead`` to the queue ``settlement.dead.letters``, with the reason in its headers.
 
 Sources: rabbitmq.com/docs/quorum-queues (at-least-once dead lettering needs overflow reject-publish),
 rabbitmq.com/docs/ttl, rabbitmq.com/docs/consumers (single active consumer).
@@ -21,7 +22,9 @@ from google.protobuf.message import DecodeError
 from purchase_svc.purchase import PARTITIONS as PARTITIONS
 
 EXCHANGE = "settlement"
-DEAD = "settlement.dead"
+DEAD_EXCHANGE = "settlement.dead"
+#: The queue of dead letters.
+DEAD = "settlement.dead.letters"
 #: Delays that a retry can have, seconds.
 RETRY_DELAYS_S = (1, 5, 30)
 #: Most purchases in one message; what the writer puts into one is less.
@@ -34,6 +37,8 @@ _VERSION = 1
 _DELIVERY_LIMIT = 100
 #: Most messages in a queue; beyond it publishing is refused, and the sweeper publishes later.
 _LENGTH_MAX = 20_000
+#: Most dead letters, and most bytes of them; beyond either the next one is refused.
+DEAD_LENGTH_MAX, DEAD_BYTES_MAX = 10_000, 16 * 1024 * 1024
 
 # Dead lettering waits for the target's confirm; by default a message is lost when the broker dies between the two.
 _SAFE_QUORUM: FieldTable = {
@@ -46,8 +51,18 @@ _PARTITION_ARGUMENTS: FieldTable = {
     **_SAFE_QUORUM,
     "x-single-active-consumer": True,
     "x-delivery-limit": _DELIVERY_LIMIT,
-    "x-dead-letter-exchange": DEAD,
+    "x-dead-letter-exchange": DEAD_EXCHANGE,
 }
+_DEAD_ARGUMENTS: FieldTable = {
+    "x-queue-type": "quorum",
+    "x-overflow": "reject-publish",
+    "x-max-length": DEAD_LENGTH_MAX,
+    "x-max-length-bytes": DEAD_BYTES_MAX,
+    # Every look at a dead letter is a delivery. Brokers from 4.0 on drop a message after 20 unless told otherwise.
+    "x-delivery-limit": 1_000_000,
+}
+#: The unbounded queue of dead letters that earlier versions declared. It keeps what it has, and gets nothing more.
+_DEAD_BEFORE = "settlement.dead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +117,22 @@ def decode(body: bytes) -> SettlementMessage:
     return SettlementMessage(message.partition, tuple(uuid.UUID(bytes=each) for each in message.purchase_ids))
 
 
+def decode_from(queue_partition: int, body: bytes) -> SettlementMessage:
+    """As ``decode``. Raises ValueError also when the message names another partition than that of its queue."""
+    message = decode(body)
+    if message.partition != queue_partition:
+        raise ValueError(f"names partition {message.partition} in the queue of {queue_partition}")
+    return message
+
+
 async def declare(channel: AbstractChannel) -> None:
     """Declares exchanges, queues and bindings. Repeatable; raises what aio_pika raises."""
     main = await channel.declare_exchange(EXCHANGE, ExchangeType.DIRECT, durable=True)
-    dead = await channel.declare_exchange(DEAD, ExchangeType.FANOUT, durable=True)
-    dead_queue = await channel.declare_queue(DEAD, durable=True, arguments={"x-queue-type": "quorum"})
+    dead = await channel.declare_exchange(DEAD_EXCHANGE, ExchangeType.FANOUT, durable=True)
+    dead_queue = await channel.declare_queue(DEAD, durable=True, arguments=_DEAD_ARGUMENTS)
     await dead_queue.bind(dead)
+    # The broker is content when there is no such queue or binding.
+    await (await channel.get_underlay_channel()).queue_unbind(_DEAD_BEFORE, exchange=DEAD_EXCHANGE)
     for partition in range(PARTITIONS):
         queue = await channel.declare_queue(queue_name(partition), durable=True, arguments=_PARTITION_ARGUMENTS)
         await queue.bind(main, partition_key(partition))

@@ -10,9 +10,9 @@ what was not acked is delivered again.
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -20,8 +20,9 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit
+from purchase_svc.dead_letter import DeadLetter, put_aside
 from purchase_svc.settlement_lane import Delivery, Lane
-from purchase_svc.settlement_queue import PARTITIONS, declare, decode, queue_name
+from purchase_svc.settlement_queue import PARTITIONS, declare, decode_from, queue_name
 
 log = get_logger(__name__)
 
@@ -39,12 +40,23 @@ class LaneError(Exception):
 class SettlementWorker:
     """Settles what the queues hold until stopped. Partition p belongs to lane p mod ``lanes`` of a session.
 
-    At most ``prefetch`` messages of a partition are in hand, so that a lane's memory is bounded.
+    At most ``prefetch`` messages of a partition are in hand, so that a lane's memory is bounded. What cannot be parsed
+    is given to ``put_aside``, which raises DomainError when it cannot keep it.
     """
 
-    def __init__(self, url: str, new_lane: Callable[[], Lane], *, lanes: int, prefetch: int, grace_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        new_lane: Callable[[], Lane],
+        put_aside: Callable[[DeadLetter], Awaitable[None]],
+        *,
+        lanes: int,
+        prefetch: int,
+        grace_s: float,
+    ) -> None:
         self._url = url
         self._new_lane = new_lane
+        self._put_aside = put_aside
         self._lanes = lanes
         self._prefetch = prefetch
         self._grace_s = grace_s
@@ -133,9 +145,37 @@ class SettlementWorker:
         tags = {}
         for each in random.sample(range(PARTITIONS), PARTITIONS):
             queue = await channel.get_queue(queue_name(each), ensure=False)
-            deliver = partial(_deliver, partition=each, lane=lanes[each % len(lanes)], lost=lost)
+            deliver = partial(self._deliver, partition=each, lane=lanes[each % len(lanes)], lost=lost)
             tags[each] = await queue.consume(deliver)
         return tags
+
+    async def _deliver(
+        self, message: AbstractIncomingMessage, *, partition: int, lane: Lane, lost: asyncio.Event
+    ) -> None:
+        """Hands one message to its lane; what cannot be parsed goes to the dead letters."""
+        ack = partial(_ack, message, lost)
+        try:
+            ids = decode_from(partition, message.body).purchase_ids
+        except ValueError as error:
+            letter = put_aside(
+                message.body,
+                str(error),
+                partition,
+                datetime.now(UTC),
+                headers=message.headers,
+                message_id=message.message_id,
+                kind=message.type,
+            )
+            try:
+                await self._put_aside(letter)
+            except DomainError:
+                # It stays with the broker, which delivers it again to the next session.
+                log.warning("a dead letter waits", partition=partition, reason=letter.reason)
+                lost.set()
+                return
+            await ack()
+            return
+        lane.add(Delivery(partition, ids, ack))
 
     async def _until_ended(self, lost: asyncio.Event, tasks: Sequence["asyncio.Task[None]"]) -> None:
         """Waits until the session is lost, the worker is to stop, or a lane broke."""
@@ -156,20 +196,9 @@ async def _unsubscribe(channel: AbstractChannel, tags: dict[int, str]) -> None:
                 await queue.cancel(tag)
 
 
-async def _deliver(message: AbstractIncomingMessage, *, partition: int, lane: Lane, lost: asyncio.Event) -> None:
-    """Hands one message to its lane; what cannot be parsed goes to the dead letters."""
+async def _ack(message: AbstractIncomingMessage, lost: asyncio.Event) -> None:
+    """Acks. If the channel is gone, the session ends and the message is delivered again."""
     try:
-        ids = decode(message.body).purchase_ids
-    except ValueError as error:
-        log.error("a message that cannot be parsed", partition=partition, error=str(error), size=len(message.body))
-        await _answer(message.reject, lost, requeue=False)
-        return
-    lane.add(Delivery(partition, ids, partial(_answer, message.ack, lost)))
-
-
-async def _answer(send: Callable[..., Any], lost: asyncio.Event, **options: bool) -> None:
-    """Acks or rejects. If the channel is gone, the session ends and the message is delivered again."""
-    try:
-        await send(**options)
+        await message.ack()
     except BROKER_ERRORS:
         lost.set()

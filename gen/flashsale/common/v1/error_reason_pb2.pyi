@@ -102,6 +102,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A buyer's connection broke off after the reservation and before the purchase was recorded; the sweeper ended it.
     Only seen as the reason of a FAILED purchase.
     """
+    ERROR_REASON_FAILED_BY_OPERATOR: _ErrorReason.ValueType  # 55
+    """An operator ended a parked purchase, after its hold and its units had been given back. Only seen as the reason of a
+    FAILED purchase.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch call, was refused.
@@ -191,5 +195,9 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 53
 ERROR_REASON_ABANDONED: ErrorReason.ValueType  # 54
 """A buyer's connection broke off after the reservation and before the purchase was recorded; the sweeper ended it.
 Only seen as the reason of a FAILED purchase.
+"""
+ERROR_REASON_FAILED_BY_OPERATOR: ErrorReason.ValueType  # 55
+"""An operator ended a parked purchase, after its hold and its units had been given back. Only seen as the reason of a
+FAILED purchase.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
