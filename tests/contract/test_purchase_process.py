@@ -42,7 +42,11 @@ async def run(*arguments: str, **environment: str) -> tuple[int | None, str]:
 
 @pytest.mark.parametrize("arguments", [(), ("buy",), ("serve", "now")])
 async def test_a_wrong_verb_is_told_the_right_ones(arguments: tuple[str, ...]) -> None:
-    assert await run(*arguments) == (2, "usage: python -m purchase_svc migrate|serve|settle\n")
+    code, errors = await run(*arguments)
+    assert code == 2
+    assert errors.startswith("usage: python -m purchase_svc migrate|serve|settle\n")
+    for verb in ("dead-letters", "replay-dead-letters", "parked", "replay-parked", "fail-parked"):
+        assert f"python -m purchase_svc {verb}" in errors
 
 
 async def test_a_missing_setting_is_named_in_one_line() -> None:

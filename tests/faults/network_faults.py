@@ -20,8 +20,6 @@ _FAULTS: dict[str, tuple[str, Callable[[Link], None]]] = {
     "half open": ("half_open", Link.half_open),
     "unplugged": ("unplug", Link.unplug),
 }
-#: What is quick enough, and telling enough, for every test run.
-_QUICK = ("inventory->redis reset in a reply",)
 
 
 def _break(name: str, effect: str, apply: Callable[[Link], None]) -> Inject:
@@ -51,4 +49,4 @@ def faults() -> Iterator[Fault]:
                 # Buying never asks for a balance.
                 continue
             title = f"{name} {words}"
-            yield Fault(title, "network", _break(name, effect, apply), phase=phase, quick=title in _QUICK)
+            yield Fault(title, "network", _break(name, effect, apply), phase=phase)

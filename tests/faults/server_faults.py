@@ -245,7 +245,7 @@ def _memory_alarm(world: World) -> None:
 
 def _both(name: str, kind: str, inject: Inject, **options: object) -> Iterator[Fault]:
     for phase in ("burst", "settlement"):
-        quick = phase == "burst" and name in ("redis killed", "postgres shut down at once")
+        quick = phase == "burst" and name == "redis killed"
         yield Fault(f"{name} in {phase}", kind, inject, phase=phase, quick=quick, **options)  # type: ignore[arg-type]
 
 

@@ -182,6 +182,7 @@ async def test_a_replay_takes_each_letter_once_and_leaves_what_cannot_be_settled
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["garbage", "unknown purchase"])
 async def test_a_broker_killed_before_the_ack_loses_nothing(
     servers: Servers, rig: SettlementRig, channel: AbstractChannel, kind: str, monkeypatch: pytest.MonkeyPatch
