@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test faults faults-proven dead-letters replay-dead-letters parked replay-parked \
+.PHONY: help install sale settle test faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
         fail-parked up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
@@ -46,6 +46,10 @@ faults:  ## Break every part under a running sale and check every promise (SEED,
 faults-proven: install  ## Plant bugs in a copy, and see that the fault suite catches each (ONLY); 15 minutes
 	@stack/bootstrap.sh faults
 	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults.planted_bugs
+
+model: install  ## Check a model of the protocol exhaustively, and that each of its rules is needed; 2 minutes
+	@stack/bootstrap.sh model
+	@$(python) -m model.check
 
 up: install  ## Start the servers and services; what runs already is left alone
 	@$(python) -m stack up

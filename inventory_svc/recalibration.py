@@ -1,8 +1,7 @@
 """Rebuilding a sale's gate from SQL, in the middle of a sale if need be, and noticing when that is needed.
 
 The order is what makes it safe: stop the gate; bump the epoch, which refuses every INSERT of an older grant from then
-on; only then, as a later statement of the same READ COMMITTED transaction, count; load under names of the new epoch;
-switch, if the server is still the same run and no newer calibration is there. A transition committed after the count is
+on; only when that is committed, count; load under names of the new epoch; switch, if the server is still the same run and no newer calibration is there. A transition committed after the count is
 followed by a gate move that waits for this epoch (gate_moves.py).
 """
 
@@ -173,9 +172,13 @@ class Recalibrator:
         return Stock(sale_id, counts.available, counts.reserved, counts.sold, terms.total, count.epoch, is_open)
 
     async def _count(self, sale_id: str, *, asked_for: bool) -> Count | None:
-        """Bumps the epoch, then counts. None when somebody else is at it and nobody asked for this one."""
+        """Bumps the epoch, then counts. None when somebody else is at it and nobody asked for this one.
 
-        async def work(conn: Connection) -> Count | None:
+        The bump is committed before the count begins: a move of a transition that the count does not see must already
+        wait for this epoch, or it would be applied to the gate before, which is about to be replaced.
+        """
+
+        async def bump(conn: Connection) -> int | None:
             # The lease before the epoch, everywhere.
             lease = await (await conn.execute(SQL.lock_lease, {"sale_id": sale_id})).fetchone()
             if lease is None:
@@ -185,15 +188,20 @@ class Recalibrator:
             bumped = await (await conn.execute(SQL.bump_epoch, {"sale_id": sale_id})).fetchone()
             assert bumped is not None
             await conn.execute(SQL.take_lease, {"sale_id": sale_id, "epoch": bumped[0], "lease_ms": self._lease_ms})
+            return int(bumped[0])
+
+        async def counted(conn: Connection) -> Count:
+            assert epoch is not None
             row = await (await conn.execute(SQL.sale_by_id, {"sale_id": sale_id})).fetchone()
             assert row is not None
-            count = Count(sale_of_row(row), bumped[0])
+            count = Count(sale_of_row(row), epoch)
             async for rows in calibration_rows(conn, sale_id):
                 for first in range(0, len(rows), LOAD_CHUNK):
                     count.add(rows[first : first + LOAD_CHUNK])
             return count
 
-        return await in_transaction(self._pool, work)
+        epoch = await in_transaction(self._pool, bump)
+        return None if epoch is None else await in_transaction(self._pool, counted)
 
     async def watch(self, *, period_ms: int) -> None:
         """Checks every gate periodically and at once when one is reported, and rebuilds what is not current."""
