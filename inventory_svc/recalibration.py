@@ -1,8 +1,9 @@
 """Rebuilding a sale's gate from SQL, in the middle of a sale if need be, and noticing when that is needed.
 
 The order is what makes it safe: stop the gate; bump the epoch, which refuses every INSERT of an older grant from then
-on; only when that is committed, count; load under names of the new epoch; switch, if the server is still the same run and no newer calibration is there. A transition committed after the count is
-followed by a gate move that waits for this epoch (gate_moves.py).
+on; only when that is committed, count; load under names of the new epoch; switch, if the server is still the same run
+and no newer calibration is there. A transition committed after the count is followed by a gate move that waits for this
+epoch (gate_moves.py).
 """
 
 import asyncio
