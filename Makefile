@@ -38,12 +38,12 @@ settle: up  ## Measure settlement with the bucket open (SHARES)
 test: install lint  ## Run lint and all tests, on servers of their own
 	@$(python) -m pytest
 
-faults:  ## Break every part under a running sale and check every promise (SEED, ONLY); 25 minutes
+faults:  ## Break every part under a running sale and check every promise (SEED, ONLY)
 	@stack/bootstrap.sh faults
 	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults
 	@test -n "$(ONLY)" || $(python) -m pytest -q -m slow
 
-faults-proven: install  ## Plant bugs in a copy, and see that the fault suite catches each (ONLY); 15 minutes
+faults-proven: install  ## Plant bugs in a copy, and see that the fault suite catches each (ONLY)
 	@stack/bootstrap.sh faults
 	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults.planted_bugs
 
