@@ -144,40 +144,39 @@ class Recalibrator:
     async def _rebuild(self, sale_id: str, *, asked_for: bool) -> Stock | None:
         run_id = await self._gate.close(sale_id)
         failpoints.hit("recalibration.closed")
-        count = await self._count(sale_id, asked_for=asked_for)
-        if count is None:
+        epoch = await self._bump(sale_id, asked_for=asked_for)
+        if epoch is None:
             return None
-        failpoints.hit("recalibration.counted")
-        lease = _Lease(self._sales, sale_id, count.epoch, self._lease_ms)
+        lease = _Lease(self._sales, sale_id, epoch, self._lease_ms)
         try:
+            # Only now that the bump is committed: a move of a transition that the count does not see must already wait
+            # for this epoch, or it would be applied to the gate before, which is about to be replaced.
+            count = await self._count(sale_id, epoch)
+            failpoints.hit("recalibration.counted")
             counts = count.counts
             for name, chunks in (("grants", count.records), ("users", _chunks(count.users))):
-                await self._gate.load(sale_id, name, count.epoch, {"": ""})
+                await self._gate.load(sale_id, name, epoch, {"": ""})
                 for chunk in chunks:
                     await lease.keep()
-                    await self._gate.load(sale_id, name, count.epoch, chunk)
+                    await self._gate.load(sale_id, name, epoch, chunk)
             failpoints.hit("recalibration.loaded")
             terms, is_open = count.sale.terms, count.sale.state == SaleState.OPEN
             switched = await self._gate.switch(
-                sale_id, run_id=run_id, epoch=count.epoch, counts=counts, terms=terms, is_open=is_open
+                sale_id, run_id=run_id, epoch=epoch, counts=counts, terms=terms, is_open=is_open
             )
             failpoints.hit("recalibration.switched")
         finally:
             # Also after a failure: whoever notices the closed gate may then begin at once.
-            await self._sales.end_lease(sale_id, count.epoch)
+            await self._sales.end_lease(sale_id, epoch)
         if not switched:
-            log.warning("recalibration was overtaken", sale_id=sale_id, epoch=count.epoch)
+            log.warning("recalibration was overtaken", sale_id=sale_id, epoch=epoch)
             return None
-        log.info("recalibrated", sale_id=sale_id, epoch=count.epoch, **counts.__dict__)
+        log.info("recalibrated", sale_id=sale_id, epoch=epoch, **counts.__dict__)
         self._in_service(sale_id, counts.available)
-        return Stock(sale_id, counts.available, counts.reserved, counts.sold, terms.total, count.epoch, is_open)
+        return Stock(sale_id, counts.available, counts.reserved, counts.sold, terms.total, epoch, is_open)
 
-    async def _count(self, sale_id: str, *, asked_for: bool) -> Count | None:
-        """Bumps the epoch, then counts. None when somebody else is at it and nobody asked for this one.
-
-        The bump is committed before the count begins: a move of a transition that the count does not see must already
-        wait for this epoch, or it would be applied to the gate before, which is about to be replaced.
-        """
+    async def _bump(self, sale_id: str, *, asked_for: bool) -> int | None:
+        """Takes the lease and bumps the epoch. None when somebody else is at it and nobody asked for this one."""
 
         async def bump(conn: Connection) -> int | None:
             # The lease before the epoch, everywhere.
@@ -191,8 +190,10 @@ class Recalibrator:
             await conn.execute(SQL.take_lease, {"sale_id": sale_id, "epoch": bumped[0], "lease_ms": self._lease_ms})
             return int(bumped[0])
 
+        return await in_transaction(self._pool, bump)
+
+    async def _count(self, sale_id: str, epoch: int) -> Count:
         async def counted(conn: Connection) -> Count:
-            assert epoch is not None
             row = await (await conn.execute(SQL.sale_by_id, {"sale_id": sale_id})).fetchone()
             assert row is not None
             count = Count(sale_of_row(row), epoch)
@@ -201,8 +202,7 @@ class Recalibrator:
                     count.add(rows[first : first + LOAD_CHUNK])
             return count
 
-        epoch = await in_transaction(self._pool, bump)
-        return None if epoch is None else await in_transaction(self._pool, counted)
+        return await in_transaction(self._pool, counted)
 
     async def watch(self, *, period_ms: int) -> None:
         """Checks every gate periodically and at once when one is reported, and rebuilds what is not current."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from stack.errors import StackError
 
 _POSTGRES_VERSIONS = Path("/usr/lib/postgresql")
-# Debian's /usr/sbin/rabbitmq-server changes users by itself and logs to the system's folders; this one does not.
-_RABBITMQ_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+# Debian's scripts in /usr/sbin change users by themselves and log to the system's folders; these do not.
+_RABBITMQ_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
 
 def redis_server() -> Path:
@@ -33,7 +33,12 @@ def postgres(name: str, data: Path) -> Path:
 
 def rabbitmq_server() -> Path:
     """The path of the script that runs RabbitMQ as the current user. Raises StackError if it is not installed."""
-    return _found("rabbitmq-server", [_RABBITMQ_SCRIPT])
+    return _found("rabbitmq-server", [_RABBITMQ_SCRIPTS / "rabbitmq-server"])
+
+
+def rabbitmqctl() -> Path:
+    """The path of the script that commands a running RabbitMQ. Raises StackError if it is not installed."""
+    return _found("rabbitmqctl", [_RABBITMQ_SCRIPTS / "rabbitmqctl"])
 
 
 def epmd() -> Path:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 
 from pamqp import base, commands, exceptions, frame
 
 from stack import binaries
-from stack.errors import NotReadyError
+from stack.errors import NotReadyError, StackError
 from stack.folder import StackFolder, own_dir, own_file, server_user
 from stack.parts import Part, Program
 from stack.ports import LOOPBACK, Ports
 from stack.secret_store import Secrets
 
 AMQP_USER = "flashsale"
+#: Longest that a command to the broker may take: an Erlang machine is started for each, seconds.
+_CONTROL_S_MAX = 30.0
 
 _CONFIG = """\
 # Written by `make up`; changes are lost.
@@ -78,6 +82,23 @@ def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
         _open_amqp_connection(ports.amqp, secrets.amqp_password)
 
     return Part("rabbitmq", ports.amqp, program, check_ready, ready_within_s=90)
+
+
+def control(broker: Part, *arguments: str) -> str:
+    """What `rabbitmqctl` prints when it is given these arguments. Raises StackError with what it says when it fails."""
+    user = broker.program.user
+    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    environment = {**broker.program.environment, "PATH": os.environ["PATH"]}
+    command = [*as_user, str(binaries.rabbitmqctl()), "-n", environment["RABBITMQ_NODENAME"], *arguments]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_CONTROL_S_MAX, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise StackError(f"rabbitmqctl {arguments[0]} failed: {error.stderr.strip() or error.stdout.strip()}") from None
+    except subprocess.TimeoutExpired:
+        raise StackError(f"rabbitmqctl {arguments[0]} did not end within {_CONTROL_S_MAX:.0f} s") from None
+    return done.stdout
 
 
 def epmd_part(folder: StackFolder, ports: Ports) -> Part:

@@ -181,6 +181,10 @@ class Stack:
         self.stop(name)
         self.start(name)
 
+    def control_broker(self, *arguments: str) -> str:
+        """What `rabbitmqctl` prints when it is given these arguments."""
+        return rabbitmq_server.control(self._part("rabbitmq"), *arguments)
+
     def wait_ready(self, name: str) -> None:
         """Wait until a part answers what its clients ask. Raises StackError with the end of its log if it does not."""
         part = self._part(name)

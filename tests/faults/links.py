@@ -15,7 +15,8 @@ from typing import Literal, Self
 
 import uvloop
 
-from tests.faults.tcp_proxy import Address, Counters, Direction, TcpProxy
+from tests.faults.tcp_pipes import Counters, Direction
+from tests.faults.tcp_proxy import Address, TcpProxy
 
 #: The settings that say where each link leads. Serving and settling processes share those of ``purchase``.
 LINKS: dict[str, tuple[str, ...]] = {

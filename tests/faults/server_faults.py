@@ -5,7 +5,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,8 +13,6 @@ import redis
 
 from mesh.rabbit import connect_rabbit
 from purchase_svc.settlement_queue import PARTITIONS, queue_name
-from stack import rabbitmq_server
-from stack.folder import server_user
 from tests.faults.faults import Fault, Inject
 from tests.faults.run import FaultError, Run
 from tests.faults.world import World
@@ -28,7 +25,6 @@ EXACT_S_MAX = 3.0
 _BAD_S = 2.0
 #: What is cut off Redis's log: some hundred grants.
 _LOST_BYTES = 100_000
-_RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 
 
 async def _gate_returns(run: Run, since: float) -> None:
@@ -63,7 +59,7 @@ def _flush(world: World) -> None:
         client.flushall()
 
 
-def _fresh(world: World) -> None:
+def replace_redis(world: World) -> None:
     """Another instance with nothing in it takes the place of the one there was."""
     world.stack.stop("redis")
     data = world.stack.folder.redis / "data"
@@ -161,8 +157,7 @@ async def _deadlock(run: Run) -> None:
     url = world.environment["POSTGRES_ADMIN_URL"].rpartition("/")[0]
     users = [buyer.user_id for buyer in run.buyers if buyer.funded]
 
-    def tangle() -> int:
-        ended = 0
+    def tangle() -> None:
         with psycopg.connect(f"{url}/balance") as conn:
             conn.execute("SET deadlock_timeout = '10s'")
             for first in range(0, len(users), 40):
@@ -173,11 +168,6 @@ async def _deadlock(run: Run) -> None:
                     conn.rollback()
                 except psycopg.errors.DeadlockDetected:
                     conn.rollback()
-                    ended += 1
-        with _admin(world) as conn:
-            row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = 'balance'").fetchone()
-        assert row is not None
-        return int(str(row[0])) + ended
 
     before = await world.off(_deadlocks, world)
     for _ in range(4):
@@ -222,25 +212,10 @@ async def _purge(run: Run) -> None:
         await run.settlement_resumes("purge", since)
 
 
-def _control(world: World, *arguments: str) -> None:
-    secrets = world.stack._known_secrets()
-    part = rabbitmq_server.part(world.stack.folder, world.stack._ports, secrets)
-    node = part.program.environment["RABBITMQ_NODENAME"]
-    user = server_user("rabbitmq")
-    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-    subprocess.run(
-        [*as_user, _RABBITMQCTL, "-n", node, *arguments],
-        env={**part.program.environment, "PATH": os.environ["PATH"]},
-        capture_output=True,
-        timeout=30,
-        check=True,
-    )
-
-
 def _memory_alarm(world: World) -> None:
-    _control(world, "set_vm_memory_high_watermark", "absolute", "1MB")
+    world.stack.control_broker("set_vm_memory_high_watermark", "absolute", "1MB")
     time.sleep(_BAD_S)
-    _control(world, "set_vm_memory_high_watermark", "0.25")
+    world.stack.control_broker("set_vm_memory_high_watermark", "0.25")
 
 
 def _both(name: str, kind: str, inject: Inject, **options: object) -> Iterator[Fault]:
@@ -256,7 +231,7 @@ def faults() -> Iterator[Fault]:
     yield from _both("redis wiped", "redis", _redis(_flush, "redis wiped"))
     yield from _both("redis a second behind", "redis", _lose_the_last_second)
     yield from _both("redis full", "redis", _redis_full)
-    yield from _both("redis replaced", "redis", _redis(_fresh, "redis replaced"))
+    yield from _both("redis replaced", "redis", _redis(replace_redis, "redis replaced"))
     yield from _both("postgres shut down at once", "postgres", _postgres(_immediate_shutdown, "postgres shut down"))
     yield from _both("postgres killed", "postgres", _postgres(lambda world: world.stack.kill("postgres"), "killed"))
     yield from _both("postgres connections ended", "postgres", _postgres(_terminate_connections, "connections ended"))

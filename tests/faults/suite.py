@@ -7,22 +7,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import clocks, fairness, kills, messages, network_faults, rolling, server_faults
+from tests.faults import clocks, fairness, kills, large_sale, messages, network_faults, rolling, server_faults
 from tests.faults.faults import Fault
 from tests.faults.report import Report, Result
 from tests.faults.run import FaultError, Run
 from tests.faults.world import World
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
-
-
 #: Longest time that a fault may take to happen and to be healed, seconds.
 _INJECT_S_MAX = 120.0
 
 
 def all_faults() -> list[Fault]:
     """Every fault there is, in the order in which the suite runs them."""
-    kinds = (kills, server_faults, network_faults, clocks, messages, rolling, fairness)
+    kinds = (kills, server_faults, large_sale, network_faults, clocks, messages, rolling, fairness)
     return [fault for kind in kinds for fault in kind.faults()]
 
 

@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from tests.faults.links import Links, ProxyThread, proxied, upstreams
-from tests.faults.tcp_proxy import BUFFER_BYTES_MAX, TcpProxy
+from tests.faults.tcp_pipes import BUFFER_BYTES_MAX
+from tests.faults.tcp_proxy import TcpProxy
 from tests.support.waiting import eventually
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
