@@ -12,7 +12,7 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from bench.clients import Clients, call
-from bench.load_plan import Buyer
+from bench.load.plan import Buyer
 from gateway.local_tokens import issue
 from mesh.errors import DomainError, reason_name
 

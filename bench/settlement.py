@@ -15,9 +15,9 @@ import uvloop
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
-from bench.audit import audit, verdict_lines
+from bench.audit.auditing import audit, verdict_lines
 from bench.clients import Clients, call, open_clients
-from bench.sale_follow import Following, read_summary
+from bench.sale.follow import Following, read_summary
 from bench.seeding import Seeded, SeedingError, seed
 from mesh.errors import DomainError, reason_name
 from mesh.settings import SettingsError, read_settings, setting

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.audit import audit, run
+from bench.audit.auditing import audit, run
 from bench.clients import Clients, open_clients
-from bench.sale import SaleSettings, run_sale
-from bench.sale_display import Display
-from bench.sale_report import SaleEnd
+from bench.sale.display import Display
+from bench.sale.report import SaleEnd
+from bench.sale.running import SaleSettings, run_sale
 from tests.acceptance import planted
 from tests.acceptance.recount import Recount
 from tests.support.servers import MeshStack

@@ -5,7 +5,7 @@ import contextlib
 from collections import defaultdict
 from dataclasses import dataclass
 
-from bench.http_answers import Answer, AnswerError, Facts, cut_answer, facts_of, retry_delay_ms
+from bench.load.http_answers import Answer, AnswerError, Facts, cut_answer, facts_of, retry_delay_ms
 
 Address = tuple[str, int]
 
@@ -46,7 +46,8 @@ class HttpClient:
                 writer.write(octets)
                 await writer.drain()
                 answer = await _read(reader)
-        except (OSError, TimeoutError, AnswerError, asyncio.IncompleteReadError) as error:
+        # RuntimeError is what uvloop raises for a write to a connection that has just been reset.
+        except (OSError, TimeoutError, AnswerError, asyncio.IncompleteReadError, RuntimeError) as error:
             if writer is not None:
                 writer.close()
             raise NoAnswerError(type(error).__name__) from error

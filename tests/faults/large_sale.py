@@ -55,9 +55,9 @@ async def _wiped(run: Run) -> None:
     since = time.monotonic()
     exact = {"serving": "1", "available": str(_LEFT), "reserved": "0", "sold": str(_RESERVATIONS)}
     async with Books(run.world.environment, sale_id) as books:
-        while any((await books.gate()).get(name) != value for name, value in exact.items()):
+        while not exact.items() <= (gate := await books.gate()).items():
             if time.monotonic() - since > _S_MAX:
-                raise FaultError(f"the gate is {await books.gate()} after {_S_MAX:.0f} s")
+                raise FaultError(f"the gate is {gate} after {_S_MAX:.0f} s")
         took_s = time.monotonic() - since
         records = len(await books.grants_in_gate())
     run.effects["reservations at the wipe"] = records

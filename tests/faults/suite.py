@@ -44,6 +44,12 @@ async def run_all(chosen: Sequence[Fault], seed: int, report: Report, *, judges_
                     report.add(await play(world, fault, random.Random(f"{seed} {fault.name}")))
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _keep(world: World, run: Run, fault: Fault) -> None:
     """Keeps what tells how a promise broke: all answers, and the logs of every part."""
     folder = REPORTS / "broken" / fault.name.replace("/", " ")
@@ -70,7 +76,10 @@ async def play(world: World, fault: Fault, rng: random.Random) -> Result:
             world.links.heal()
             for point in world.disarm():
                 trouble = trouble or f"failpoint {point} was never reached"
-        await run.finish()
+        try:
+            await run.finish()
+        except Exception as error:  # noqa: BLE001 (a fault that the suite cannot judge must not keep it from the others)
+            trouble = trouble or f"the suite itself failed: {_first_cause(error)!r}"
         for line in world.new_log_lines():
             if '"unexpected error"' in line or '"level": "critical"' in line:
                 run.verdict.broken("logs", line[:600])

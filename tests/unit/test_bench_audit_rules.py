@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.audit_data import Account, Entry, Hold, Look, Purchase, Reservation, SaleLook, Stock, Totals
-from bench.audit_rules import check, persisting
+from bench.audit.data import Account, Entry, Hold, Look, Purchase, Reservation, SaleLook, Stock, Totals
+from bench.audit.rules import check, persisting
 from mesh.identity import purchase_id
 
 SALE = "11111111-1111-4111-8111-111111111111"

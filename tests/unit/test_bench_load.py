@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bench.burst import STOCK_MARGIN, Burst
-from bench.http_answers import AnswerError, cut_answer, facts_of, retry_delay_ms
-from bench.load_plan import Buyer, LoadPlan, first_latencies
+from bench.load.burst import STOCK_MARGIN, Burst
+from bench.load.http_answers import AnswerError, cut_answer, facts_of, retry_delay_ms
+from bench.load.plan import Buyer, LoadPlan, first_latencies
 
 #: (status, body, more head lines), or None to break the connection off.
 Reply = tuple[int, dict[str, object], str] | None

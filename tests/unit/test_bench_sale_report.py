@@ -8,10 +8,10 @@ from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.audit_data import Account, Look, Purchase
-from bench.load_plan import Buyer, BuyerResult, LoadResults
-from bench.sale_follow import Following
-from bench.sale_report import SaleEnd, broken_promises, figures, summary_lines
+from bench.audit.data import Account, Look, Purchase
+from bench.load.plan import Buyer, BuyerResult, LoadResults
+from bench.sale.follow import Following
+from bench.sale.report import SaleEnd, broken_promises, figures, summary_lines
 from bench.seeding import Seeded, is_poor
 from mesh.identity import purchase_id
 

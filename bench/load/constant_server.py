@@ -1,6 +1,6 @@
 """A server that answers every request with a constant 202, to measure the load generator's own ceiling.
 
-`python -m bench.constant_server` prints the ceiling of this machine; with the argument `serve` it only serves and
+`python -m bench.load.constant_server` prints the ceiling of this machine; with the argument `serve` it only serves and
 prints its port.
 """
 
@@ -12,8 +12,8 @@ from typing import cast
 
 import uvloop
 
-from bench.load_plan import Buyer, LoadPlan, LoadResults, first_latencies
-from bench.load_process import LoadError, load_process
+from bench.load.plan import Buyer, LoadPlan, LoadResults, first_latencies
+from bench.load.process import LoadError, load_process
 from bench.percentiles import percentile
 
 _BODY = b'{"purchase_id":"00000000-0000-5000-8000-000000000000","state":"RESERVED"}'
@@ -84,7 +84,7 @@ async def measure_ceiling(users: int = 50_000, connections: int = 2_000) -> Load
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.constant_server",
+        "bench.load.constant_server",
         "serve",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -107,7 +107,7 @@ def main() -> int:
         uvloop.run(serve())
         return 0
     if sys.argv[1:]:
-        sys.stderr.write("usage: python -m bench.constant_server [serve]\n")
+        sys.stderr.write("usage: python -m bench.load.constant_server [serve]\n")
         return 2
     results = uvloop.run(measure_ceiling())
     latencies = first_latencies(results.buyers)

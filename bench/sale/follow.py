@@ -10,11 +10,11 @@ import grpc
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
-from bench.audit_data import Stock
-from bench.audit_fetch import read_gate
+from bench.audit.data import Stock
+from bench.audit.fetch import read_gate
 from bench.clients import Clients, call
-from bench.load_plan import Progress
-from bench.load_process import LoadError, LoadProcess
+from bench.load.plan import Progress
+from bench.load.process import LoadError, LoadProcess
 from mesh.errors import reason_name
 
 _SUMMARY_S = 0.2

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import uvloop
 
-from bench.audit_data import Look
-from bench.audit_fetch import look
-from bench.audit_rules import UNFINISHED, Violation, check, is_at_rest, persisting, sales_in_flight
+from bench.audit.data import Look
+from bench.audit.fetch import look
+from bench.audit.rules import UNFINISHED, Violation, check, is_at_rest, persisting, sales_in_flight
 from bench.clients import Clients, open_clients
 from mesh.errors import DomainError
 from stack import environment
@@ -125,7 +125,3 @@ def main() -> int:
         sys.stderr.write(f"audit: {error}\n")
         return 1
     return uvloop.run(run(values))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.audit_data import Hold, Look, Purchase, Reservation, SaleLook, Stock
+from bench.audit.data import Hold, Look, Purchase, Reservation, SaleLook, Stock
 from mesh.identity import purchase_id
 
 #: Age from which nothing may be left open by a purchase that ended, or without a purchase, seconds: the sweeper's and

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.audit_data import Look
-from bench.load_plan import LoadResults, first_latencies
+from bench.audit.data import Look
+from bench.load.plan import LoadResults, first_latencies
 from bench.percentiles import percentile
-from bench.sale_follow import Following
+from bench.sale.follow import Following
 from bench.seeding import Seeded
 from mesh.identity import purchase_id
 

@@ -1,4 +1,4 @@
-"""Looks at the whole system through the services' RPCs, in the order that the rules of bench.audit_rules rely on."""
+"""Looks at the whole system through the services' RPCs, in the order that the rules of bench.audit.rules rely on."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
-from bench.audit_data import Account, Entry, Hold, Look, Purchase, Reservation, SaleLook, Stock, Totals
+from bench.audit.data import Account, Entry, Hold, Look, Purchase, Reservation, SaleLook, Stock, Totals
 from bench.clients import Clients, call, pages
 from mesh.errors import DomainError, reason_name
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from bench.sale_follow import Following
+from bench.sale.follow import Following
 
 _PLAIN_S = 1.0
 _LIVE_PER_S = 5

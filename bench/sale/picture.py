@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench.load_plan import first_latencies
+from bench.load.plan import first_latencies
 from bench.percentiles import percentile
-from bench.sale_report import SaleEnd
+from bench.sale.report import SaleEnd
 
 _BLUE, _GREEN, _GREY, _RED, _ORANGE = "#1f77b4", "#2ca02c", "#7f7f7f", "#d62728", "#ff7f0e"
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")

@@ -5,8 +5,8 @@ import time
 from collections import Counter, deque
 from typing import cast
 
-from bench.http_answers import Answer, AnswerError, cut_answer, facts_of, retry_delay_ms
-from bench.load_plan import BuyerResult, LoadPlan, LoadResults, Progress, render_request
+from bench.load.http_answers import Answer, AnswerError, cut_answer, facts_of, retry_delay_ms
+from bench.load.plan import BuyerResult, LoadPlan, LoadResults, Progress, render_request
 
 #: Sends of the second wave beyond the units known to be on sale, so that a stale reading leaves none lying.
 STOCK_MARGIN = 4

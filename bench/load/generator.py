@@ -1,8 +1,8 @@
-"""A process that is 50,000 buyers: `python -m bench.load_generator PLAN_FILE`.
+"""A process that is 50,000 buyers: `python -m bench.load.generator PLAN_FILE`.
 
 Apart from the sale runner because it must have a processor core of its own: one process tops out near 45,000 requests a
-second, so `bench.constant_server` measures that ceiling beside every figure. Reads commands on standard input, writes
-progress on standard output (one JSON object a line, see bench.load_plan), and ends with the results file.
+second, so `bench.load.constant_server` measures that ceiling beside every figure. Reads commands on standard input,
+writes progress on standard output (one JSON object a line, see bench.load.plan), and ends with the results file.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from bench.burst import Burst
-from bench.load_plan import Command, LoadPlan, Progress, line
+from bench.load.burst import Burst
+from bench.load.plan import Command, LoadPlan, Progress, line
 
 _PROGRESS_S = 0.1
 #: Longest wait at the end for requests under way, seconds.
@@ -81,7 +81,7 @@ async def run(plan: LoadPlan) -> None:
 def main() -> int:
     """Exit code 2 for a wrong call, 1 when the gateway takes no connections."""
     if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m bench.load_generator PLAN_FILE\n")
+        sys.stderr.write("usage: python -m bench.load.generator PLAN_FILE\n")
         return 2
     plan = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LoadPlan)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 import uvloop
 from flashsale.balance.v1 import balance_service_pb2 as balance
 
-from bench.audit import audit, verdict_lines
+from bench.audit.auditing import audit, verdict_lines
 from bench.clients import Clients, call, open_clients
-from bench.load_plan import LoadPlan, LoadResults
-from bench.load_process import LoadError, load_process
-from bench.sale_display import Display
-from bench.sale_follow import Following, follow, read_summary
-from bench.sale_picture import draw
-from bench.sale_report import SaleEnd, broken_promises, figures, summary_lines
+from bench.load.plan import LoadPlan, LoadResults
+from bench.load.process import LoadError, load_process
+from bench.sale.display import Display
+from bench.sale.follow import Following, follow, read_summary
+from bench.sale.picture import draw
+from bench.sale.report import SaleEnd, broken_promises, figures, summary_lines
 from bench.seeding import Seeded, SeedingError, seed
 from mesh.errors import DomainError
 from mesh.settings import SettingsError, read_settings, setting
@@ -151,7 +151,3 @@ def main() -> int:
         sys.stderr.write(f"sale: {error}\n")
         return 2
     return uvloop.run(run(settings, values))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.load_plan import Command, LoadPlan, LoadResults, Progress, line
+from bench.load.plan import Command, LoadPlan, LoadResults, Progress, line
 
 _READY_S_MAX = 60.0
 _END_S_MAX = 30.0
@@ -85,7 +85,7 @@ async def load_process(plan: LoadPlan) -> AsyncIterator[LoadProcess]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "bench.load_generator",
+            "bench.load.generator",
             str(plan_file),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""The audit: what the services say of all sales, against the promises."""

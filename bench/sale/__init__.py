@@ -1,0 +1,1 @@
+"""A whole sale, seeded, run, followed, told."""
