@@ -27,7 +27,7 @@ from stack.folder import StackFolder, locate
 from stack.stack import stack_as_started
 
 #: What the worker is given for the measurement: a pace beyond what it can do.
-_OPEN = {"SETTLEMENT_RATE_PER_S": "50000", "SETTLEMENT_BURST": "2000"}
+OPEN = {"SETTLEMENT_RATE_PER_S": "50000", "SETTLEMENT_BURST": "2000"}
 _BATCH, _CALLS_AT_ONCE = 250, 4
 _POLL_S = 0.1
 _LIMIT_S = 120.0
@@ -40,8 +40,8 @@ class SettlementSettings:
     shares: int = setting("purchases to settle", default=10_000, minimum=1, maximum=1_000_000)
 
 
-async def _reserve(clients: Clients, seeded: Seeded) -> None:
-    """Buys one share for every buyer. Raises SeedingError when one is refused."""
+async def reserve(clients: Clients, seeded: Seeded) -> None:
+    """Buys one share for every buyer, in batches over gRPC. Raises SeedingError when one is refused."""
     slots = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def buy(first: int) -> None:
@@ -61,7 +61,8 @@ async def _reserve(clients: Clients, seeded: Seeded) -> None:
     await asyncio.gather(*(buy(first) for first in range(0, len(seeded.buyers), _BATCH)))
 
 
-async def _until_settled(clients: Clients, seeded: Seeded) -> Following:
+async def until_settled(clients: Clients, seeded: Seeded) -> Following:
+    """Waits until every buyer's purchase is final. Raises SeedingError when that takes too long."""
     now = Following()
     deadline = asyncio.get_running_loop().time() + _LIMIT_S
     while now.settled < len(seeded.buyers):
@@ -81,9 +82,9 @@ async def measure(settings: SettlementSettings, folder: StackFolder, values: Map
             seeded = await seed(
                 clients, values["GATEWAY_JWT_SECRET"], users=settings.shares, shares=settings.shares, poor=0.0
             )
-            await _reserve(clients, seeded)
-            await asyncio.to_thread(stack_as_started(folder, _OPEN).start_services)
-            now = await _until_settled(clients, seeded)
+            await reserve(clients, seeded)
+            await asyncio.to_thread(stack_as_started(folder, OPEN).start_services)
+            now = await until_settled(clients, seeded)
         finally:
             await asyncio.to_thread(stack.start_services)
         findings = await audit(clients)

@@ -1,6 +1,4 @@
-"""Whether a purchase may go on: the shape of its request, and how many may wait. Rules only, no I/O."""
-
-from dataclasses import dataclass
+"""Whether a purchase may go on by the shape of its request. Rules only, no I/O."""
 
 import msgspec
 
@@ -74,64 +72,3 @@ def quantity_of(body: bytes) -> int:
     if not 1 <= quantity <= QUANTITY_MAX:
         raise invalid_argument(("quantity", f"must be 1 to {QUANTITY_MAX}"))
     return quantity
-
-
-@dataclass(frozen=True, slots=True)
-class QueueBounds:
-    """``wait_s``: the wait that is promised to whoever is let in. ``least`` and ``most`` bound the queue's length."""
-
-    least: int
-    most: int
-    wait_s: float
-    rate_initial_per_s: float
-
-
-class QueueLimit:
-    """How many requests may wait so that each is answered in time, from the rate at which they are being answered.
-
-    The rate is measured only while requests wait: a service with nothing to do tells nothing about what it can do.
-    Whoever is refused is told when to return, and those times are handed out at the measured rate, one after another:
-    told all the same delay, a refused crowd comes back as the same crowd. Times are seconds of one monotonic clock.
-    """
-
-    #: Shortest time over which a rate is measured, s: single batches come in clumps.
-    WINDOW_S = 0.05
-    #: Weight of the newest window.
-    WEIGHT = 0.4
-    RETRY_MS_MIN = 50
-    #: A crowd that is told to come back much later misses stock that returns, or learns late that there is none.
-    RETRY_MS_MAX = 1000
-
-    def __init__(self, bounds: QueueBounds) -> None:
-        self._bounds = bounds
-        self.rate_per_s = bounds.rate_initial_per_s
-        self._window_start: float | None = None
-        self._window_answers = 0
-        self._next_return = 0.0
-
-    @property
-    def length_max(self) -> int:
-        """Requests that may wait now."""
-        return max(self._bounds.least, min(self._bounds.most, int(self.rate_per_s * self._bounds.wait_s)))
-
-    def answered(self, answers: int, queued: int, now: float) -> None:
-        """Notes that a batch of ``answers`` came back and left ``queued`` waiting."""
-        if self._window_start is not None:
-            self._window_answers += answers
-            elapsed = now - self._window_start
-            if elapsed >= self.WINDOW_S:
-                self.rate_per_s += self.WEIGHT * (self._window_answers / elapsed - self.rate_per_s)
-                self._window_start, self._window_answers = now, 0
-        if queued == 0:
-            self._window_start = None
-        elif self._window_start is None:
-            self._window_start, self._window_answers = now, 0
-
-    def return_after_ms(self, queued: int, now: float) -> int:
-        """When a refused request should return, milliseconds from now; takes the next place in the order of return."""
-        place_s = 1.0 / max(self.rate_per_s, 1.0)
-        # Not before the queue as it stands is down to half.
-        earliest = now + queued * place_s / 2
-        latest = now + self.RETRY_MS_MAX / 1000
-        self._next_return = min(max(self._next_return + place_s, earliest), latest)
-        return min(self.RETRY_MS_MAX, max(self.RETRY_MS_MIN, round((self._next_return - now) * 1000)))

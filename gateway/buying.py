@@ -10,7 +10,7 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
-from gateway.admission import QueueLimit
+from gateway.queue_limit import QueueLimit
 from gateway.settings import Settings
 from gateway.sold_out import SaleStock
 from mesh.batcher import Batcher
@@ -64,6 +64,8 @@ class Buying:
             in_flight_max=settings.in_flight_max,
             queue_max=settings.queue_max,
         )
+        self._in_flight_max = settings.in_flight_max
+        self._sent = 0
         self._waiting: deque[tuple[_Buy, asyncio.Future[purchase.CreatePurchaseOutcome]]] = deque()
 
     @property
@@ -78,18 +80,23 @@ class Buying:
 
     def check_room(self, now: float) -> None:
         """Raises OVERLOADED, with a time to return, when more wait than can be answered in time."""
-        if self._batcher.queued >= self.limit.length_max:
+        if self._on_their_way >= self.limit.length_max:
             raise self.overloaded(now)
 
     def overloaded(self, now: float) -> DomainError:
         """The refusal of a request that cannot be answered in time, with a time to return."""
-        queued = self._batcher.queued
+        waiting = self._on_their_way
         return DomainError(
             ErrorReason.ERROR_REASON_OVERLOADED,
             "more is waiting than can be answered in time; send the same request again after the delay",
-            metadata={"queued": str(queued)},
-            retry_after_ms=self.limit.return_after_ms(queued, now),
+            metadata={"queued": str(waiting)},
+            retry_after_ms=self.limit.return_after_ms(waiting, now),
         )
+
+    @property
+    def _on_their_way(self) -> int:
+        """Requests that wait to be sent or have been sent, and are not answered yet."""
+        return self._batcher.queued + self._sent
 
     async def buy(
         self, request: purchase.CreatePurchaseRequest, stock: SaleStock | None, mark: int
@@ -104,6 +111,13 @@ class Buying:
     async def _send(self, items: Sequence[_Buy]) -> list[purchase.CreatePurchaseOutcome]:
         """Sends what is not sold out by now; an outcome for every item, in order."""
         now = self._clock()
+        self._sent += len(items)
+        try:
+            return await self._sent_on(items, now)
+        finally:
+            self._sent -= len(items)
+
+    async def _sent_on(self, items: Sequence[_Buy], now: float) -> list[purchase.CreatePurchaseOutcome]:
         outcomes: list[purchase.CreatePurchaseOutcome | None] = []  # None: to be sent
         wanted: list[_Buy] = []
         for item in items:
@@ -123,7 +137,10 @@ class Buying:
                 item.stock.note_refused(item.mark)
         if wanted:
             # What was refused above cost nothing, and says nothing of what the service can do.
-            self.limit.answered(len(wanted), self._batcher.queued, self._clock())
+            ended = self._clock()
+            # Where every call that may be under way is, others wait too, if only inside the service.
+            others = self._sent - len(items) if self._batcher.in_flight >= self._in_flight_max else 0
+            self.limit.answered(len(wanted), self._batcher.queued + others, ended, ended - now)
         answers = iter(answered)
         return [next(answers) if outcome is None else outcome for outcome in outcomes]
 

@@ -17,12 +17,12 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from gateway.admission import QueueBounds, QueueLimit
 from gateway.app import App, Parts
 from gateway.background import Background
 from gateway.buying import Buying
 from gateway.following import StockFollowers
 from gateway.metrics import Metrics
+from gateway.queue_limit import QueueBounds, QueueLimit
 from gateway.reading import Reading
 from gateway.settings import Settings
 from gateway.streams import StockStreams
@@ -150,17 +150,29 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
         sole=settings.sole,
     )
     bounds = QueueBounds(
-        settings.queue_min, settings.queue_max, settings.queue_wait_ms / 1000, settings.rate_initial_per_s
+        least=settings.queue_min,
+        most=settings.queue_max,
+        wait_s=settings.queue_wait_ms / 1000,
+        standing_wait_s=settings.standing_wait_ms / 1000,
+        rush_s=settings.rush_ms / 1000,
+        rate_initial_per_s=settings.rate_initial_per_s,
     )
     buying = Buying(purchases, settings, QueueLimit(bounds), asyncio.get_running_loop().time)
     reading = Reading(purchases, inventories, balances, followers, settings, draining)
-    streams = StockStreams(followers, draining, settings.streams_max, settings.stream_s)
+    streams = StockStreams(
+        followers,
+        draining,
+        streams_max=settings.streams_max,
+        life_s=settings.stream_s,
+        pushes_per_s=settings.pushes_per_s,
+    )
     tokens = _checker(settings)
     user_rate = UserRate(settings.user_rate_per_s, settings.user_burst, settings.users_max)
     metrics = Metrics(
         {
             "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
-            "gateway_queue_requests_max": ("Purchases that may wait now", lambda: buying.limit.length_max),
+            "gateway_queue_requests_max": ("Purchases that may be on their way now", lambda: buying.limit.length_max),
+            "gateway_overload_lasts": ("1 while the queue is kept short", lambda: int(buying.limit.standing)),
             "gateway_turns_waiting": ("Purchases that wait until a unit may be theirs", lambda: followers.waiting),
             "gateway_batches_in_flight": ("Calls that buy, under way", lambda: buying.in_flight),
             "gateway_service_rate_per_s": ("Measured rate of answers to purchases", lambda: buying.limit.rate_per_s),
@@ -190,6 +202,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await parts.upstream.check()
         background.start(parts.upstream.watch(), "watch the purchase service")
         background.start(parts.buying.refuse_overdue(), "refuse what has waited too long to be sent")
+        background.start(parts.streams.push(), "send stock to viewers")
         background.start(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)

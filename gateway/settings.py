@@ -22,9 +22,13 @@ class Settings:
 
     batch_max: int = setting("most purchases of one call", default=250, minimum=1, maximum=1000)
     in_flight_max: int = setting("most calls to the Purchase Service at once", default=4, minimum=1, maximum=64)
-    queue_min: int = setting("requests that may always wait", default=500, minimum=1, maximum=100_000)
-    queue_max: int = setting("most requests that wait, however fast they are served", default=8000, minimum=1)
+    queue_min: int = setting(
+        "requests that may always be on their way in a rush", default=500, minimum=1, maximum=100_000
+    )
+    queue_max: int = setting("most requests on their way, however fast they are served", default=8000, minimum=1)
     queue_wait_ms: int = setting("longest wait that is promised to a request", default=500, minimum=10, maximum=5000)
+    rush_ms: int = setting("an overload that lasts longer is met by a short queue", default=2000, minimum=100)
+    standing_wait_ms: int = setting("wait in an overload that lasts, at least", default=20, minimum=1, maximum=5000)
     rate_initial_per_s: float = setting("purchases/s assumed before any was measured", default=8000.0, minimum=1.0)
     purchase_timeout_ms: int = setting("deadline of a call that buys", default=2000, minimum=10, maximum=30_000)
     read_timeout_ms: int = setting("deadline of a call that reads", default=2000, minimum=10, maximum=30_000)
@@ -38,7 +42,8 @@ class Settings:
     fingerprints_max: int = setting("fingerprints kept of one sale", default=1_000_000, minimum=1)
     reads_max: int = setting("reads under way at once", default=256, minimum=1)
     waits_max: int = setting("long polls at once", default=2000, minimum=1)
-    streams_max: int = setting("stock streams at once", default=1000, minimum=1)
+    streams_max: int = setting("stock streams at once", default=6000, minimum=1)
+    pushes_per_s: float = setting("events/s sent to all stock streams together", default=2000.0, minimum=1.0)
     stream_s: float = setting("longest life of a stock stream", default=60.0, minimum=0.1, maximum=3600.0)
 
     connections_max: int = setting("connections served at once; further ones wait", default=16_384, minimum=1)

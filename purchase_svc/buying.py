@@ -18,6 +18,7 @@ from mesh import failpoints
 from mesh.batcher import Batcher
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
+from mesh.rate_bound import RateBound
 from purchase_svc.purchase import Outcome, Purchase, Wish, bought, decided_by_row, refused
 from purchase_svc.purchase_book import PurchaseBook, Terms
 
@@ -56,8 +57,10 @@ class Buying:
     """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch once they are committed, and
     must not wait or fail.
 
-    At most ``in_flight_max`` batches are under way; at most ``waiting_max`` wishes wait or are under way, beyond that
-    wishes are answered OVERLOADED. What has been begun is completed even if the caller goes away meanwhile.
+    At most ``in_flight_max`` batches are under way, of at most ``rate_max_per_s`` wishes a second (0: as fast as can
+    be); at most ``waiting_max`` wishes wait or are under way, beyond that wishes are answered OVERLOADED, and so are
+    those that could not be begun within their time. What has been begun is completed even if the caller goes away
+    meanwhile.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class Buying:
         *,
         in_flight_max: int,
         waiting_max: int,
+        rate_max_per_s: float = 0.0,
     ) -> None:
         self._book = book
         self._inventory = inventory
         self._on_new = on_new
         self._slots = asyncio.Semaphore(in_flight_max)
+        self._rate = RateBound(rate_max_per_s)
         self._waiting_max = waiting_max
         self._direct = 0
         self._tasks: set[asyncio.Task[list[Outcome]]] = set()
@@ -139,6 +144,8 @@ class Buying:
         except TimeoutError:
             return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
         try:
+            if not await self._rate.turn(len(wishes), deadline):
+                return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
             outcomes = await self._decide_all(wishes, deadline)
         finally:
             self._slots.release()

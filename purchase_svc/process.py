@@ -90,6 +90,7 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
             writer.add,
             in_flight_max=settings.batches_max,
             waiting_max=settings.waiting_max,
+            rate_max_per_s=settings.rate_max_per_s,
         )
         stack.push_async_callback(buying.drain)
         servicer = PurchaseServicer(

@@ -27,6 +27,7 @@ class ServeSettings:
     read_pool_size: int = setting("SQL connections for reading and for queue notes", default=4, minimum=1, maximum=64)
     batches_max: int = setting("batches sent to the Inventory Service at once", default=4, minimum=1, maximum=64)
     waiting_max: int = setting("most purchases that wait for a batch", default=10_000, minimum=1, maximum=1_000_000)
+    rate_max_per_s: float = setting("most purchases/s taken on by this process; 0: unbounded", default=0.0, minimum=0.0)
     buy_timeout_ms: int = setting("longest time for one batch of buys", default=3_000, minimum=10, maximum=10_000)
     watches_max: int = setting("most WatchPurchase streams", default=5_000, minimum=1, maximum=100_000)
     watch_interval_ms: int = setting("pause between looks at watched purchases", default=100, minimum=10, maximum=5_000)

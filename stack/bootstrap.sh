@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the project needs: the server programs by the system's package manager, the Python packages, pinned by
 # hash, into .venv. Does nothing when all is there. Needs root or sudo only for the server programs.
-# Arguments name what else is needed: `faults` (a library that fakes clocks), `model` (the model checker).
+# Arguments name what else is needed: `faults` (a library that fakes clocks), `model` (the model checker), `bench` (a
+# load generator, and what is measured beside the mesh, with Python packages in .venv-peers).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -35,6 +36,10 @@ for wanted in "$@"; do
             command -v spin >/dev/null 2>&1 || missing="$missing spin"
             command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
             ;;
+        bench)
+            command -v wrk >/dev/null 2>&1 || missing="$missing wrk"
+            command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+            ;;
     esac
 done
 python=$(find_python)
@@ -66,13 +71,19 @@ if [ -n "$missing" ]; then
     [ -n "$python" ] || fail "Python 3.11 or newer is needed; this system offers an older one. Set PYTHON=/path/to/python."
 fi
 
-stamp=.venv/.installed
-# Another lock, another Python or a moved checkout makes a new environment.
-wanted=$(cat requirements.lock | sha256sum | cut -d ' ' -f 1)" $python $(pwd)"
-if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-    say "installing the Python packages into .venv (about a minute) ..."
-    rm -rf .venv
-    "$python" -m venv .venv
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --require-hashes -r requirements.lock
-    printf '%s' "$wanted" >"$stamp"
-fi
+# Makes an environment from a lock. Another lock, another Python or a moved checkout makes it anew.
+environment() {
+    wanted=$(sha256sum <"$2" | cut -d ' ' -f 1)" $python $(pwd)"
+    if [ ! -f "$1/.installed" ] || [ "$(cat "$1/.installed")" != "$wanted" ]; then
+        say "installing the Python packages into $1 (about a minute) ..."
+        rm -rf "$1"
+        "$python" -m venv "$1"
+        "$1/bin/python" -m pip install -qq --disable-pip-version-check --no-input --require-hashes -r "$2"
+        printf '%s' "$wanted" >"$1/.installed"
+    fi
+}
+
+environment .venv requirements.lock
+for wanted_too in "$@"; do
+    [ "$wanted_too" != bench ] || environment .venv-peers bench/peers/requirements.lock
+done

@@ -14,6 +14,8 @@ STOCK_MARGIN = 4
 _BROKEN_PAUSE_S = 0.1
 #: Connections opened at once: fewer than any listen backlog.
 _OPENING_MAX = 64
+#: Pause between two looks at who arrives, seconds.
+_ARRIVAL_S = 0.001
 #: Times a connection may be opened anew, as a multiple of the connections.
 _REOPEN_FACTOR = 5
 
@@ -79,7 +81,7 @@ class Burst:
 
     After 429, 503, 504 or a broken connection a buyer repeats the same request with the same key, at most
     ``attempts_max`` sends a wave. Buyers refused SOLD_OUT wait for ``on_stock`` and then try again with the same key,
-    about as many at a time as there are units, first refused first.
+    about as many at a time as there are units, first refused first. With ``offered_per_s`` they arrive one by one.
     """
 
     def __init__(self, plan: LoadPlan) -> None:
@@ -91,6 +93,7 @@ class Burst:
         self._opened_anew = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_fresh = count  # Nobody may send before the start.
+        self._arrived = 0
         self._ready: deque[int] = deque()
         self._hoping: deque[int] = deque()
         self._under_way = 0
@@ -104,7 +107,7 @@ class Burst:
         self._over_for: set[int] = set()
         self._answered = self._accepted = self._shed = self._errors = 0
         self._error_kinds: Counter[str] = Counter()
-        self.started_at = 0.0
+        self.started_at = self._cpu_at_start = 0.0
         self._last_first_answer = 0.0
         #: Set when every buyer has had a first answer or was given up.
         self.first_wave_over = asyncio.Event()
@@ -173,8 +176,25 @@ class Burst:
     def start(self) -> None:
         """Presses Buy for everybody."""
         self.started_at = self._last_first_answer = time.monotonic()
-        self._next_fresh = 0
+        self._cpu_at_start = time.process_time()
+        if self._plan.offered_per_s:
+            self._arrive()
+        else:
+            self._next_fresh = 0
+            self._wake()
+
+    def _arrive(self) -> None:
+        """Lets everybody send whose time has come, and comes back for the rest."""
+        due = int((time.monotonic() - self.started_at) * self._plan.offered_per_s)
+        last = min(due, len(self._requests))
+        for buyer in range(self._arrived, last):
+            self._first_sent[buyer] = self.started_at + buyer / self._plan.offered_per_s
+            self._under_way += 1
+            self._ready.append(buyer)
+        self._arrived = last
         self._wake()
+        if last < len(self._requests) and not self._closing:
+            asyncio.get_running_loop().call_later(_ARRIVAL_S, self._arrive)
 
     def use(self, connection: _Connection) -> None:
         """Gives a free connection to the next buyer: repetitions that are due first, then those who have not sent."""
@@ -202,7 +222,8 @@ class Burst:
 
     def _repeat(self, buyer: int, delay_s: float, status: int, reason: str) -> None:
         if self._wave_attempts[buyer] >= self._plan.attempts_max:
-            self._count_error("attempts exhausted")
+            if self._plan.attempts_max > 1 or status != 429:
+                self._count_error("attempts exhausted")
             self._settle(buyer, status, reason)
         else:
             asyncio.get_running_loop().call_later(delay_s, self._due, buyer)
@@ -318,4 +339,5 @@ class Burst:
             errors=self._errors,
             error_kinds=dict(self._error_kinds),
             buyers=buyers,
+            cpu_s=time.process_time() - self._cpu_at_start,
         )

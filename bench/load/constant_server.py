@@ -13,7 +13,7 @@ from typing import cast
 import uvloop
 
 from bench.load.plan import Buyer, LoadPlan, LoadResults, first_latencies
-from bench.load.process import LoadError, load_process
+from bench.load.run import run_load
 from bench.percentiles import percentile
 
 _BODY = b'{"purchase_id":"00000000-0000-5000-8000-000000000000","state":"RESERVED"}'
@@ -64,16 +64,7 @@ async def serve() -> None:
 async def _burst_against(port: int, users: int, connections: int) -> LoadResults:
     buyers = [Buyer(f"u{i:06}", _TOKEN, f"ceiling-{i:06}") for i in range(users)]
     plan = LoadPlan("127.0.0.1", port, f"/v1/sales/{'0' * 36}/purchases", "", buyers, connections)
-    async with load_process(plan) as load:
-        await load.wait_ready()
-        await load.tell("start")
-        async for progress in load.progress():
-            if progress.first_wave_over:
-                break
-        else:
-            raise LoadError("the load generator has died")
-        await load.tell("finish")
-        return await load.results()
+    return await run_load(plan)
 
 
 async def measure_ceiling(users: int = 50_000, connections: int = 2_000) -> LoadResults:

@@ -25,7 +25,10 @@ class LoadPlan(msgspec.Struct, frozen=True):
     connections: int = 2000
     """Keep-alive connections, all open before the start."""
     attempts_max: int = 60
-    """Sends per buyer and wave, the first included."""
+    """Sends per buyer and wave, the first included. With 1, a buyer told 429 has been answered."""
+    offered_per_s: float = 0.0
+    """Buyers who arrive each second, whether or not others are answered; 0: each connection takes the next one as soon
+    as it is free. A buyer's time runs from the arrival, also while no connection is free."""
     wave_s_max: float = 60.0
     """Longest first wave, seconds; who has no answer by then counts as an error."""
     answer_s_max: float = 10.0
@@ -91,6 +94,8 @@ class LoadResults(msgspec.Struct, frozen=True):
     error_kinds: dict[str, int]
     """What the errors were: a status code with its reason, or what happened to the connection."""
     buyers: list[BuyerResult]
+    cpu_s: float = 0.0
+    """Processor time that the generator took from the start on."""
 
 
 def render_request(plan: LoadPlan, buyer: Buyer) -> bytes:

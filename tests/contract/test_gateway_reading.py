@@ -181,6 +181,30 @@ async def test_stock_streams_are_bounded_in_number_and_in_time_and_end_when_the_
             await reader.readuntil(b"\r\n0\r\n\r\n")
 
 
+async def test_many_viewers_share_a_budget_of_events_and_all_see_the_last_reading() -> None:
+    async with harness(pushes_per_s=20.0) as h:
+        loop, viewers = asyncio.get_running_loop(), [await _open_stream(h) for _ in range(8)]
+        seen: list[list[int]] = [[] for _ in viewers]
+
+        async def view(reader: asyncio.StreamReader, shown: list[int]) -> None:
+            while not shown or shown[-1] != 1:
+                event = await _chunk(reader)
+                if event.startswith(b"event"):
+                    shown.append(json.loads(event.partition(b"data: ")[2])["available"])
+
+        views = [asyncio.create_task(view(reader, shown)) for (reader, _), shown in zip(viewers, seen, strict=True)]
+        began = loop.time()
+        for available in range(40, 0, -1):
+            await h.inventories.push(reading(available, reset=False))
+            await asyncio.sleep(0.02)
+        await asyncio.wait_for(asyncio.gather(*views), 5)
+        later = [event for shown in seen for event in shown[1:]]
+        assert len(later) <= 20 * (loop.time() - began) + 4, "4: two rounds' worth saved up"
+        assert all(shown == sorted(shown, reverse=True) for shown in (each[1:] for each in seen))
+        for _, writer in viewers:
+            writer.close()
+
+
 async def test_a_stream_of_an_unknown_sale_is_404() -> None:
     async with harness() as h:
         assert (await h.get(f"/v1/sales/{OTHER_SALE}/stock/stream")).status == 404

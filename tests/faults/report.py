@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -20,17 +20,17 @@ class Result:
     kind: str
     phase: str
     took_s: float
-    effects: dict[str, int]
-    trouble: str
+    effects: dict[str, int] = field(default_factory=dict)
+    trouble: str = ""
     """Why the fault does not count, or ""."""
-    recovery_s: dict[str, float]
-    attempts: int
-    purchases: int
-    answers: dict[str, int]
-    checked: dict[str, int]
-    rounds: int
-    blind_rounds: int
-    violations: list[str]
+    recovery_s: dict[str, float] = field(default_factory=dict)
+    attempts: int = 0
+    purchases: int = 0
+    answers: dict[str, int] = field(default_factory=dict)
+    checked: dict[str, int] = field(default_factory=dict)
+    rounds: int = 0
+    blind_rounds: int = 0
+    violations: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:

@@ -43,7 +43,7 @@ class Scale:
 
     users: int = 420
     shares: int = 300
-    spread_s: float = 2.0
+    spread_s: float = 1.5
     habits: Habits = field(default_factory=Habits)
 
 

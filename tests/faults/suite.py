@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults import clocks, fairness, kills, large_sale, messages, network_faults, rolling, server_faults
@@ -40,8 +41,14 @@ async def run_all(chosen: Sequence[Fault], seed: int, report: Report, *, judges_
             library = clocks.libfaketime() if faked_clocks else None
             with World(seed=seed, clocks=library, judges_times=judges_times) as world:
                 for fault in some:
-                    # By name, so that a fault repeated alone makes the same choices.
-                    report.add(await play(world, fault, random.Random(f"{seed} {fault.name}")))
+                    began = time.monotonic()
+                    try:
+                        # By name, so that a fault repeated alone makes the same choices.
+                        result = await play(world, fault, random.Random(f"{seed} {fault.name}"))
+                    except Exception as error:  # noqa: BLE001 (one fault must not keep the suite from the others)
+                        result = Result(fault.name, fault.kind, fault.phase, time.monotonic() - began)
+                        result = replace(result, trouble=f"the suite itself failed: {_first_cause(error)!r}")
+                    report.add(result)
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -78,7 +85,7 @@ async def play(world: World, fault: Fault, rng: random.Random) -> Result:
                 trouble = trouble or f"failpoint {point} was never reached"
         try:
             await run.finish()
-        except Exception as error:  # noqa: BLE001 (a fault that the suite cannot judge must not keep it from the others)
+        except Exception as error:  # noqa: BLE001 (what was seen until then is still told)
             trouble = trouble or f"the suite itself failed: {_first_cause(error)!r}"
         for line in world.new_log_lines():
             if '"unexpected error"' in line or '"level": "critical"' in line:

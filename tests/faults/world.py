@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
+import psycopg
+
+from stack.private import private_stack
 from stack.replicas import SERVICE_KINDS, Replicas
 from stack.stack import Stack
 from tests.faults.http_client import Address
 from tests.faults.links import Links, proxied, upstreams
 from tests.faults.small_disk import SmallDisk
-from tests.support.servers import private_stack
 
 T = TypeVar("T")
 
@@ -23,7 +25,7 @@ T = TypeVar("T")
 #: (a grant outlives the call that made it, a reservation the buyer's call) stays as in production.
 SETTINGS = {
     "MESH_ENVIRONMENT": "test",
-    "SETTLEMENT_RATE_PER_S": "100",
+    "SETTLEMENT_RATE_PER_S": "125",
     "SETTLEMENT_BURST": "50",
     "SETTLEMENT_STALE_AFTER_MS": "4000",
     "SETTLEMENT_ABANDONED_AFTER_MS": "6000",
@@ -68,6 +70,7 @@ class World:
             self.disk = exits.enter_context(SmallDisk(bare.folder.postgres / "data"))
             bare.start("epmd", "redis", "postgres", "rabbitmq")
             bare.prepare_databases()
+            _bound_the_log(bare.environment["POSTGRES_ADMIN_URL"])
             #: As it is without proxies: for whoever watches.
             self.environment = bare.environment
             self.links = exits.enter_context(Links(upstreams(self.environment), seed=self._seed))
@@ -153,6 +156,13 @@ def _address(url: str) -> Address:
     assert parts.hostname is not None
     assert parts.port is not None
     return parts.hostname, parts.port
+
+
+def _bound_the_log(admin_url: str) -> None:
+    """Many sales' write-ahead log must not fill the small disk by itself."""
+    with psycopg.connect(admin_url, autocommit=True) as conn:
+        conn.execute("ALTER SYSTEM SET max_wal_size = '384MB'")
+        conn.execute("SELECT pg_reload_conf()")
 
 
 def is_root() -> bool:

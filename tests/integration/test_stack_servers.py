@@ -14,9 +14,10 @@ import redis
 
 from stack.errors import StackError
 from stack.ports import PortLease, Ports, refuse_taken
+from stack.private import private_stack
 from stack.replicas import REPLICAS_MAX, Replicas
 from stack.stack import Stack
-from tests.support.servers import Servers, private_stack
+from tests.support.servers import Servers
 
 #: A service serves again within this after it was killed, seconds.
 BACK_S_MAX = 3.0

@@ -2,8 +2,6 @@
 
 import itertools
 import secrets
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,36 +10,8 @@ from typing import Self
 import psycopg
 from psycopg import sql
 
-from stack.folder import StackFolder
-from stack.ports import PortLease
+from stack.private import private_stack
 from stack.replicas import Replicas
-from stack.stack import Stack
-
-
-def private_stack(
-    settings: Mapping[str, str] | None = None,
-    *,
-    replicas: Replicas | None = None,
-    extra_environment: Mapping[str, Mapping[str, str]] | None = None,
-) -> tuple[Stack, PortLease]:
-    """A stack in a folder and on ports that no other test run uses; nothing under it is started yet."""
-    lease = PortLease()
-    path = Path(tempfile.mkdtemp(prefix="flashsale-test-"))
-    path.rmdir()
-    try:
-        stack = Stack(
-            StackFolder(path),
-            lease.ports,
-            settings=settings,
-            replicas=replicas,
-            extra_environment=extra_environment,
-        )
-        stack.open(with_parent=True)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        lease.close()
-        raise
-    return stack, lease
 
 
 class Servers:

@@ -1,0 +1,67 @@
+"""The benchmarks: `python -m bench` (make bench).
+
+Settings from the environment: ONLY (part of the names of the measures wanted), ROUNDS (of each contest, by default 5).
+Writes reports/bench.json. Exit code 0: every measure could be taken.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.load.process import LoadError
+from bench.measures import accept, burst, flood, growth, overload, refuse, settle
+from bench.peers.running import PeerError
+from bench.seeding import SeedingError
+from bench.server_figures import durability
+from bench.site import open_site
+from mesh.errors import DomainError
+
+REPORT = Path(__file__).resolve().parents[1] / "reports" / "bench.json"
+MEASURES = (burst, refuse, accept, settle, flood, overload, growth)
+_ROUNDS = 5
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def run(only: str, rounds: int) -> dict[str, Any]:
+    """Takes the measures whose names contain ``only``, each on a site of its own."""
+    report: dict[str, Any] = {"rounds": rounds}
+    for measure in MEASURES:
+        if only not in measure.NAME:
+            continue
+        began = time.monotonic()
+        _say(f"{measure.NAME}: bringing a stack up ...")
+        async with open_site(replicas=getattr(measure, "REPLICAS", None)) as site:
+            report["durability"] = await durability(site.environment)
+            report[measure.NAME] = await measure.measure(site, rounds, _say)
+        _say(f"{measure.NAME}: {time.monotonic() - began:.0f} s")
+    return report
+
+
+def main() -> int:
+    """The process."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    only, rounds = os.environ.get("ONLY", ""), int(os.environ.get("ROUNDS") or _ROUNDS)
+    try:
+        report = uvloop.run(run(only, rounds))
+    except (LoadError, PeerError, SeedingError, DomainError) as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    for name, figures in report.items():
+        for ratio, value in (figures.get("ratios", {}) if isinstance(figures, dict) else {}).items():
+            _say(f"{name:<10} {ratio:<32} {value:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Peer: FastAPI with DECR in Redis in front, and Celery behind, that charges and records one purchase at a time.
+
+`uvicorn bench.peers.redis_and_celery:app`, and `celery -A bench.peers.redis_and_celery worker`. Settings:
+PEER_DATABASE_URL, PEER_REDIS_URL, PEER_AMQP_URL, PEER_JWT_SECRET.
+"""
+
+import os
+import uuid
+from typing import Annotated, Any
+
+import psycopg
+import redis
+from celery import Celery
+from fastapi import Depends, FastAPI, Header, HTTPException
+from pydantic import BaseModel, Field
+
+from bench.peers.bearer import user_of
+
+celery = Celery("peer", broker=os.environ.get("PEER_AMQP_URL", ""))
+celery.conf.update(
+    task_ignore_result=True,
+    # As durable as what it is compared with: the broker has a task before the buyer is told.
+    broker_transport_options={"confirm_publish": True},
+    task_acks_late=True,
+    broker_pool_limit=40,
+    broker_connection_retry_on_startup=True,
+)
+app = FastAPI()
+_RECORD = (
+    "INSERT INTO purchases (purchase_id, sale_id, user_id, quantity)"
+    " VALUES (%(purchase)s, %(sale)s, %(user)s, %(quantity)s) ON CONFLICT DO NOTHING"
+)
+_PAY = (
+    "UPDATE accounts SET balance = balance - cost FROM (SELECT price * %(quantity)s AS cost FROM sales"
+    " WHERE sale_id = %(sale)s) AS due WHERE user_id = %(user)s AND balance >= cost"
+)
+_gate = redis.Redis.from_url(os.environ.get("PEER_REDIS_URL", "redis://"))
+_connection: psycopg.Connection[Any] | None = None
+
+
+class Wish(BaseModel):
+    """What a buyer sends."""
+
+    quantity: int = Field(default=1, ge=1, le=1000)
+
+
+class Accepted(BaseModel):
+    """What a buyer is told."""
+
+    purchase_id: uuid.UUID
+    state: str = "RESERVED"
+
+
+# Not async: what it does blocks, so FastAPI runs it in its thread pool.
+@app.post("/v1/sales/{sale_id}/purchases", status_code=202)
+def buy(
+    sale_id: uuid.UUID,
+    wish: Wish,
+    user_id: Annotated[str, Depends(user_of)],
+    idempotency_key: Annotated[str, Header()],
+) -> Accepted:
+    """Takes a unit from Redis and leaves the rest to a task."""
+    purchase_id = uuid.uuid5(sale_id, f"{len(user_id)}:{user_id}:{idempotency_key}")
+    if _gate.decrby(f"peer:{sale_id}", wish.quantity) < 0:
+        _gate.incrby(f"peer:{sale_id}", wish.quantity)
+        raise HTTPException(409, "sold out")
+    charge.delay(str(purchase_id), str(sale_id), user_id, wish.quantity)
+    return Accepted(purchase_id=purchase_id)
+
+
+@celery.task
+def charge(purchase_id: str, sale_id: str, user_id: str, quantity: int) -> None:
+    """Charges the buyer and records the purchase; gives the unit back when that is not possible."""
+    global _connection
+    if _connection is None or _connection.closed:
+        _connection = psycopg.connect(os.environ["PEER_DATABASE_URL"])
+    wish = {"purchase": purchase_id, "sale": sale_id, "user": user_id, "quantity": quantity}
+    with _connection.transaction():
+        # Delivered twice, it is there already.
+        if not _connection.execute(_RECORD, wish).rowcount:
+            return
+        paid = _connection.execute(_PAY, wish).rowcount
+        if not paid:
+            _connection.execute("DELETE FROM purchases WHERE purchase_id = %(purchase)s", wish)
+    if not paid:
+        _gate.incrby(f"peer:{sale_id}", quantity)

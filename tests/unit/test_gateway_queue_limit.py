@@ -1,0 +1,88 @@
+"""How many may be on their way to the Purchase Service, in a rush and in an overload that lasts."""
+
+import pytest
+
+from gateway.queue_limit import QueueBounds, QueueLimit
+
+BOUNDS = QueueBounds(100, 5000, wait_s=0.5, standing_wait_s=0.02, rush_s=2.0, rate_initial_per_s=8000.0)
+
+
+def _served(
+    limit: QueueLimit,
+    rate_per_s: float,
+    seconds: float,
+    *,
+    start: float = 100.0,
+    queued: int = 50,
+    took_s: float = 0.01,
+) -> float:
+    now = start
+    while now < start + seconds:
+        now += 0.01
+        limit.answered(round(rate_per_s / 100), queued, now, took_s)
+    return now
+
+
+def test_the_queue_may_be_as_long_as_can_be_answered_in_the_time_promised() -> None:
+    limit = QueueLimit(BOUNDS)
+    assert limit.length_max == 4000
+    _served(limit, 2000, 1.0)
+    assert limit.rate_per_s == pytest.approx(2000, rel=0.05)
+    assert limit.length_max == pytest.approx(1000, rel=0.05)
+    _served(limit, 2000, 0.1, start=199.0, queued=0)
+    _served(limit, 100_000, 1.0, start=200.0)
+    assert limit.length_max == 5000
+    _served(limit, 10, 1.9, start=300.0)
+    _served(limit, 10, 0.1, start=302.0, queued=0)
+    _served(limit, 10, 1.9, start=303.0)
+    assert limit.rate_per_s < 200
+    assert limit.length_max == 100
+
+
+def test_a_service_with_nothing_to_do_is_not_taken_for_a_slow_one() -> None:
+    limit = QueueLimit(BOUNDS)
+    _served(limit, 100, 5.0, queued=0)
+    assert limit.rate_per_s == 8000.0
+
+
+def test_a_refused_crowd_is_told_to_return_at_the_rate_of_service() -> None:
+    limit = QueueLimit(BOUNDS)
+    delays = [limit.return_after_ms(4000, 100.0) for _ in range(4000)]
+    assert delays == sorted(delays)
+    assert 200 <= delays[0] <= 300, "half the queue is answered by then"
+    assert delays[-1] - delays[0] == pytest.approx(500, rel=0.02), "4,000 at 8,000/s"
+    assert max(limit.return_after_ms(4000, 100.0) for _ in range(100_000)) == QueueLimit.RETRY_MS_MAX
+    assert limit.return_after_ms(0, 200.0) == QueueLimit.RETRY_MS_MIN, "and a crowd of long ago is forgotten"
+
+
+def test_an_overload_that_lasts_is_met_by_a_short_queue_until_nobody_has_been_refused_for_a_while() -> None:
+    limit = QueueLimit(BOUNDS)
+    _served(limit, 2000, 1.9)
+    assert not limit.standing
+    limit.return_after_ms(1000, 101.9)
+    now = _served(limit, 2000, 0.3, start=101.9)
+    assert limit.standing
+    assert limit.length_max == pytest.approx(40, rel=0.1), "20 ms of 2,000/s"
+    limit.return_after_ms(40, now)
+    now = _served(limit, 2000, 0.9, start=now, queued=0)
+    assert limit.standing, "somebody was refused less than a second ago"
+    _served(limit, 2000, 0.2, start=now, queued=0)
+    assert not limit.standing
+    assert limit.length_max == pytest.approx(1000, rel=0.1)
+
+
+def test_a_short_queue_is_never_shorter_than_two_of_the_fastest_calls() -> None:
+    limit = QueueLimit(BOUNDS)
+    limit.return_after_ms(1000, 101.9)
+    _served(limit, 2000, 2.5, took_s=0.05)
+    assert limit.standing
+    assert limit.length_max == pytest.approx(200, rel=0.1), "twice 50 ms"
+
+
+def test_a_pause_makes_two_rushes_of_a_long_overload() -> None:
+    limit = QueueLimit(BOUNDS)
+    for second in range(5):
+        limit.return_after_ms(1000, 101.4 + 2 * second)
+        _served(limit, 2000, 1.5, start=100.0 + 2 * second)
+        _served(limit, 2000, 0.1, start=101.5 + 2 * second, queued=0)
+    assert not limit.standing
