@@ -90,13 +90,16 @@ async def fund_accounts(clients: Clients, funds_minor: dict[str, int], run: str)
     await asyncio.gather(*(fund(users) for users in _batches(list(funds_minor))))
 
 
-async def open_sale(clients: Clients, name: str, shares: int, price_minor: int) -> str:
-    """Creates and opens a sale; its id. Raises DomainError."""
+async def open_sale(
+    clients: Clients, name: str, shares: int, price_minor: int, *, per_user_limit: int | None = None
+) -> str:
+    """Creates and opens a sale; its id. ``per_user_limit`` as the service has it by default. Raises DomainError."""
     request = inventory.CreateSaleRequest(
         request_id=str(uuid.uuid4()),
         display_name=name,
         unit_price=Money(amount_minor=price_minor, currency_code=CURRENCY),
         total=shares,
+        per_user_limit=per_user_limit,
     )
     sale_id: str = (await call(clients.inventory.CreateSale, request)).sale.sale_id
     await call(clients.inventory.OpenSale, inventory.OpenSaleRequest(sale_id=sale_id))

@@ -12,8 +12,9 @@ class SaleStock:
     At most ``fingerprints_max`` are kept. A sale with more of them is never called sold out here, for then a winner
     could no longer be told from the others; its requests go to the services.
 
-    A request that was sent on is remembered for ``sent_s`` seconds, which must be longer than a call lives: its
-    repetition meanwhile is judged by the services, never by a reading that was made before it got its unit.
+    A request that was sent on is remembered for at least ``sent_s`` seconds, and twice that at most, which must be
+    longer than a call lives: its repetition meanwhile is judged by the services, never by a reading that was made
+    before it got its unit.
     """
 
     def __init__(self, sale_id: str, fingerprints_max: int, sent_s: float, *, sole: bool) -> None:
@@ -30,11 +31,15 @@ class SaleStock:
         self._complete = False
         self._sold_out_until = float("-inf")
         self._sent_s = sent_s
-        #: Fingerprint -> when it is forgotten (the next to be forgotten first), and how often it was sent.
-        self._sent: dict[int, tuple[float, int]] = {}
+        #: How often each fingerprint was sent since ``_sent_since``, and in the time before. All of one time are
+        #: forgotten at once: a dictionary whose first items are removed one by one is slow to tell its first item.
+        self._sent: dict[int, int] = {}
+        self._sent_before: dict[int, int] = {}
+        self._sent_since = float("-inf")
 
     def apply(self, message: inventory.WatchStockResponse, now: float) -> None:
         """Takes in the next message of the stream."""
+        self._forget_sent(now)
         if message.fingerprints_reset:
             self._fingerprints.clear()
             self._complete = True
@@ -72,7 +77,9 @@ class SaleStock:
     def is_sold_out_for(self, mark: int, now: float) -> bool:
         """Whether the request of this fingerprint can be refused: nothing is available now, and it is none that holds a
         unit or is on its way to one."""
-        return now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent
+        if now >= self._sold_out_until:
+            return False
+        return mark not in self._fingerprints and mark not in self._sent and mark not in self._sent_before
 
     def is_surely_sold_out_for(self, mark: int, now: float) -> bool:
         """As ``is_sold_out_for``, and no other gateway can have let this request have a unit since the reading."""
@@ -80,21 +87,20 @@ class SaleStock:
 
     def is_held_by(self, mark: int) -> bool:
         """Whether the request of this fingerprint holds a unit, or was sent on lately and may have got one."""
-        return mark in self._fingerprints or mark in self._sent
+        return mark in self._fingerprints or mark in self._sent or mark in self._sent_before
 
     def note_sent(self, mark: int, now: float) -> None:
         """Notes that the request of this fingerprint goes to the services now."""
-        while self._sent:
-            oldest = next(iter(self._sent))
-            if self._sent[oldest][0] > now:
-                break
-            del self._sent[oldest]
-        _, times = self._sent.pop(mark, (now, 0))
-        self._sent[mark] = (now + self._sent_s, times + 1)
+        self._forget_sent(now)
+        self._sent[mark] = self._sent.get(mark, 0) + self._sent_before.pop(mark, 0) + 1
 
     def note_refused(self, mark: int) -> None:
         """Notes that the services refused it for lack of stock, so that it got nothing by having been sent."""
-        expires, times = self._sent.pop(mark, (0.0, 1))
-        if times > 1:
-            # Its place in the order changes with this; it is then forgotten a little late.
-            self._sent[mark] = (expires, times - 1)
+        for sent in (self._sent, self._sent_before):
+            times = sent.pop(mark, 0)
+            if times > 1:
+                sent[mark] = times - 1
+
+    def _forget_sent(self, now: float) -> None:
+        if now - self._sent_since > self._sent_s:
+            self._sent_before, self._sent, self._sent_since = self._sent, {}, now

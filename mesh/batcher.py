@@ -38,6 +38,8 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_scheduled = False
+        # Asked for once: that costs a system call (Python 3.11).
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def queued(self) -> int:
@@ -57,7 +59,7 @@ class Batcher(Generic[Item, Result]):
         """As ``submit``, without waiting: the future of the item's result."""
         if len(self._waiting) >= self._queue_max:
             raise DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(len(self._waiting))})
-        loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
         if not self._flush_scheduled and len(self._tasks) < self._in_flight_max:

@@ -78,7 +78,8 @@ class Calls:
             while (began := time.monotonic()) < ends_at:
                 number, self._number = self._number, self._number + 1
                 try:
-                    self.answered += await act(number)
+                    answered = await act(number)
+                    self.answered += answered
                 except grpc.aio.AioRpcError as error:
                     self.refused[error.code().name] += 1
                 self.took_ms.append((time.monotonic() - began) * 1000)

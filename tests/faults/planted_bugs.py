@@ -167,8 +167,8 @@ BUGS = (
         (
             (
                 "gateway/sold_out.py",
-                "now < self._sold_out_until and mark not in self._fingerprints and mark not in self._sent",
-                "now < self._sold_out_until",
+                "return mark not in self._fingerprints and mark not in self._sent and mark not in self._sent_before",
+                "return True",
             ),
         ),
     ),

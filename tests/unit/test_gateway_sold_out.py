@@ -77,15 +77,16 @@ def test_a_stream_that_ended_leaves_nothing_behind() -> None:
     assert not stock.is_sold_out_for(fingerprint("key"), 10.3)
 
 
-def test_a_request_sent_on_is_remembered_as_long_as_its_call_can_live() -> None:
+def test_a_request_sent_on_is_remembered_as_long_as_its_call_can_live_and_at_most_twice_that() -> None:
     stock = known(message(0, reset=True))
     stock.note_sent(fingerprint("key"), 10.0)
     stock.apply(message(0), 14.9)
     assert not stock.is_sold_out_for(fingerprint("key"), 14.95)
     stock.note_sent(fingerprint("other"), 15.1)
-    stock.apply(message(0), 15.1)
-    assert stock.is_sold_out_for(fingerprint("key"), 15.2)
-    assert len(stock._sent) == 1
+    stock.apply(message(0), 20.2)
+    assert stock.is_sold_out_for(fingerprint("key"), 20.3)
+    assert not stock.is_sold_out_for(fingerprint("other"), 20.3)
+    assert (len(stock._sent), len(stock._sent_before)) == (0, 1)
 
 
 def test_a_request_the_services_refused_is_refused_at_the_door_next_time() -> None:
