@@ -90,10 +90,8 @@ async def fund_accounts(clients: Clients, funds_minor: dict[str, int], run: str)
     await asyncio.gather(*(fund(users) for users in _batches(list(funds_minor))))
 
 
-async def open_sale(
-    clients: Clients, name: str, shares: int, price_minor: int, *, per_user_limit: int | None = None
-) -> str:
-    """Creates and opens a sale; its id. ``per_user_limit`` as the service has it by default. Raises DomainError."""
+async def open_sale(clients: Clients, name: str, shares: int, price_minor: int, *, per_user_limit: int = 0) -> str:
+    """Creates and opens a sale; its id. ``per_user_limit`` 0: the service's default. Raises DomainError."""
     request = inventory.CreateSaleRequest(
         request_id=str(uuid.uuid4()),
         display_name=name,

@@ -341,9 +341,7 @@ def _wait_s(text: str | None) -> float:
     return seconds
 
 
-async def _body(
-    headers: Any, protocol: HTTPProtocol, length: int | None, loop: asyncio.AbstractEventLoop
-) -> bytes:
+async def _body(headers: Any, protocol: HTTPProtocol, length: int | None, loop: asyncio.AbstractEventLoop) -> bytes:
     """The body, at most BODY_BYTES_MAX bytes. Raises HttpError 400, 408, 413, 415."""
     if length == 0 or (length is None and "transfer-encoding" not in headers):
         return b""

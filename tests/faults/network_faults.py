@@ -9,7 +9,7 @@ from tests.faults.links import LINKS, Link
 from tests.faults.run import FaultError, Run
 
 #: How long a connection stays bad, seconds: longer than calls live, so that their ends are seen.
-_BAD_S = 2.5
+_BAD_S = 2.2
 
 _FAULTS: dict[str, tuple[str, Callable[[Link], None]]] = {
     "cut": ("cut", Link.cut),

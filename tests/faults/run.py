@@ -41,8 +41,8 @@ class FaultError(Exception):
 class Scale:
     """The size of the sale. Buyers arrive evenly within ``spread_s`` seconds."""
 
-    users: int = 420
-    shares: int = 300
+    users: int = 320
+    shares: int = 230
     spread_s: float = 1.5
     habits: Habits = field(default_factory=Habits)
 
