@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test bench faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
+.PHONY: help install sale settle test bench soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
         fail-parked up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
@@ -17,6 +17,8 @@ BURST  ?= 100
 PART   ?=
 # Settings of `make bench`: of each contestant so many rounds.
 ROUNDS ?=
+# Settings of `make soak`.
+MINUTES ?=
 # Settings of `make faults`: the choices to repeat, and part of the names of the faults wanted.
 SEED   ?=
 # Settings of the operators' commands: how many letters, and which purchases.
@@ -43,6 +45,9 @@ test: install lint  ## Run lint and all tests, on servers of their own
 bench: install  ## Measure everything beside its peers; 15 minutes (ONLY, ROUNDS)
 	@stack/bootstrap.sh bench
 	@ONLY="$(ONLY)" ROUNDS=$(ROUNDS) $(python) -m bench
+
+soak: install  ## Sale after sale for ten minutes, and see that memory and descriptors stay flat (MINUTES)
+	@$(if $(MINUTES),MINUTES=$(MINUTES)) $(python) -m bench.soak
 
 faults:  ## Break every part under a running sale and check every promise (SEED, ONLY)
 	@stack/bootstrap.sh faults

@@ -1,7 +1,7 @@
 """The benchmarks: `python -m bench` (make bench).
 
 Settings from the environment: ONLY (part of the names of the measures wanted), ROUNDS (of each contest, by default 5).
-Writes reports/bench.json. Exit code 0: every measure could be taken.
+Writes reports/bench.json and reports/bench.png. Exit code 0: every measure could be taken.
 """
 
 import json
@@ -16,12 +16,15 @@ import uvloop
 from bench.load.process import LoadError
 from bench.measures import accept, burst, flood, growth, overload, refuse, settle
 from bench.peers.running import PeerError
+from bench.picture import draw
+from bench.reach import lines
 from bench.seeding import SeedingError
 from bench.server_figures import durability
 from bench.site import open_site
 from mesh.errors import DomainError
 
 REPORT = Path(__file__).resolve().parents[1] / "reports" / "bench.json"
+PICTURE = REPORT.with_suffix(".png")
 MEASURES = (burst, refuse, accept, settle, flood, overload, growth)
 _ROUNDS = 5
 
@@ -34,6 +37,7 @@ def _say(line: str) -> None:
 async def run(only: str, rounds: int) -> dict[str, Any]:
     """Takes the measures whose names contain ``only``, each on a site of its own."""
     report: dict[str, Any] = {"rounds": rounds}
+    first = time.monotonic()
     for measure in MEASURES:
         if only not in measure.NAME:
             continue
@@ -43,6 +47,7 @@ async def run(only: str, rounds: int) -> dict[str, Any]:
             report["durability"] = await durability(site.environment)
             report[measure.NAME] = await measure.measure(site, rounds, _say)
         _say(f"{measure.NAME}: {time.monotonic() - began:.0f} s")
+    report["took_s"] = round(time.monotonic() - first, 1)
     return report
 
 
@@ -57,9 +62,11 @@ def main() -> int:
         return 1
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    for name, figures in report.items():
-        for ratio, value in (figures.get("ratios", {}) if isinstance(figures, dict) else {}).items():
-            _say(f"{name:<10} {ratio:<32} {value:.2f}")
+    draw(report, PICTURE)
+    _say("")
+    for line in lines(report):
+        _say(line)
+    _say(f"{report['took_s']:.0f} s; {REPORT.name} and {PICTURE.name} are in {REPORT.parent.name}/")
     return 0
 
 

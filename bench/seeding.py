@@ -1,7 +1,6 @@
 """Everything a sale needs before anybody can buy: accounts with money, an open sale, a token for each user."""
 
 import asyncio
-import math
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from bench.clients import Clients, call
-from bench.load.plan import Buyer
+from bench.load.plan import Buyer, is_among
 from gateway.local_tokens import issue
 from mesh.errors import DomainError, reason_name
 
@@ -49,11 +48,6 @@ class Seeded:
     def confirmed_expected(self) -> int:
         """How many must own a share in the end."""
         return min(self.shares, self.funded)
-
-
-def is_poor(index: int, share: float) -> bool:
-    """Whether the user of this number (from 0) is poor, such that ``share`` of any run of users are, evenly spread."""
-    return math.floor((index + 1) * share) > math.floor(index * share)
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -114,7 +108,7 @@ async def seed(
     run = "s" + uuid.uuid4().hex[:6]
     names = [f"{run}-u{number:05}" for number in range(1, users + 1)]
     funds = {
-        name: price_minor * 2 // 5 if is_poor(index, poor) else price_minor * 4 for index, name in enumerate(names)
+        name: price_minor * 2 // 5 if is_among(index, poor) else price_minor * 4 for index, name in enumerate(names)
     }
     try:
         await fund_accounts(clients, funds, run)

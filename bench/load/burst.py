@@ -6,7 +6,7 @@ from collections import Counter, deque
 from typing import cast
 
 from bench.load.http_answers import Answer, AnswerError, cut_answer, facts_of, retry_delay_ms
-from bench.load.plan import BuyerResult, LoadPlan, LoadResults, Progress, render_request
+from bench.load.plan import BuyerResult, LoadPlan, LoadResults, Progress, is_among, render_request
 
 #: Sends of the second wave beyond the units known to be on sale, so that a stale reading leaves none lying.
 STOCK_MARGIN = 4
@@ -14,6 +14,8 @@ STOCK_MARGIN = 4
 _BROKEN_PAUSE_S = 0.1
 #: Connections opened at once: fewer than any listen backlog.
 _OPENING_MAX = 64
+#: How long after it has sent a buyer leaves who does not wait, seconds.
+_GONE_AFTER_S = 0.003
 #: Pause between two looks at who arrives, seconds.
 _ARRIVAL_S = 0.001
 #: Times a connection may be opened anew, as a multiple of the connections.
@@ -211,6 +213,16 @@ class Burst:
         self._attempts[buyer] += 1
         self._wave_attempts[buyer] += 1
         connection.send(buyer, self._requests[buyer], time.monotonic())
+        if self._plan.gone_share and is_among(buyer, self._plan.gone_share):
+            asyncio.get_running_loop().call_later(_GONE_AFTER_S, self._leave, connection, buyer)
+
+    def _leave(self, connection: _Connection, buyer: int) -> None:
+        """A buyer breaks the connection off, if the answer has not come by now, and does not come back."""
+        if connection.buyer == buyer and connection.transport is not None:
+            connection.buyer = -1
+            self._opened_anew -= 1
+            self._settle(buyer, 0, "LEFT")
+            connection.transport.abort()
 
     def _wake(self) -> None:
         while self._idle and (self._ready or self._next_fresh < len(self._requests)):

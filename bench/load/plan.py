@@ -1,5 +1,6 @@
 """What the load generator is told and what it tells: a plan file, lines on its pipes, a results file."""
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -29,6 +30,8 @@ class LoadPlan(msgspec.Struct, frozen=True):
     offered_per_s: float = 0.0
     """Buyers who arrive each second, whether or not others are answered; 0: each connection takes the next one as soon
     as it is free. A buyer's time runs from the arrival, also while no connection is free."""
+    gone_share: float = 0.0
+    """Part of the buyers who break their connection off right after they have sent, 0 to 1; evenly spread."""
     wave_s_max: float = 60.0
     """Longest first wave, seconds; who has no answer by then counts as an error."""
     answer_s_max: float = 10.0
@@ -96,6 +99,12 @@ class LoadResults(msgspec.Struct, frozen=True):
     buyers: list[BuyerResult]
     cpu_s: float = 0.0
     """Processor time that the generator took from the start on."""
+
+
+def is_among(index: int, share: float) -> bool:
+    """Whether the one of this number (from 0) is chosen, such that ``share`` of any run of numbers are, evenly
+    spread."""
+    return math.floor((index + 1) * share) > math.floor(index * share)
 
 
 def render_request(plan: LoadPlan, buyer: Buyer) -> bytes:

@@ -2,14 +2,19 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tests.faults.faults import Fault, Inject
+from tests.faults.http_client import HttpClient, NoAnswerError
 from tests.faults.links import LINKS, Link
 from tests.faults.run import FaultError, Run
 
 #: How long a connection stays bad, seconds: longer than calls live, so that their ends are seen.
 _BAD_S = 2.2
+
+#: How many ask for balances, and the pause between two questions of one, seconds.
+_ASKERS, _ASK_PAUSE_S = 8, 0.02
 
 _FAULTS: dict[str, tuple[str, Callable[[Link], None]]] = {
     "cut": ("cut", Link.cut),
@@ -38,6 +43,41 @@ def _break(name: str, effect: str, apply: Callable[[Link], None]) -> Inject:
     return inject
 
 
+def _while_balances_are_asked_for(inject: Inject) -> Inject:
+    """Buying never asks for a balance, so somebody else does: answered, or told to come again, and never a 500."""
+
+    async def ask(run: Run, statuses: Counter[int]) -> None:
+        client = HttpClient()
+        try:
+            while True:
+                try:
+                    reply = await run.traffic.ask_balance(client, run.rng.choice(run.buyers).user_id)
+                except NoAnswerError:
+                    statuses[0] += 1
+                else:
+                    statuses[reply.status] += 1
+                await asyncio.sleep(_ASK_PAUSE_S)
+        finally:
+            await client.close()
+
+    async def inject_meanwhile(run: Run) -> None:
+        statuses: Counter[int] = Counter()
+        asking = [asyncio.create_task(ask(run, statuses)) for _ in range(_ASKERS)]
+        try:
+            await inject(run)
+            calm = statuses[200]
+            await run.until(lambda: statuses[200] > calm, "a balance after the fault")
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        run.effects["balances told"] = statuses[200]
+        wrong = statuses.keys() - {0, 200, 429, 503, 504}
+        run.verdict.require("answers", not wrong, f"who asked for a balance was told {sorted(wrong)}")
+
+    return inject_meanwhile
+
+
 def faults() -> Iterator[Fault]:
     """Each fault on each link; those that a burst does not use are broken while settling."""
     for name in LINKS:
@@ -45,8 +85,7 @@ def faults() -> Iterator[Fault]:
             phase = (
                 "settlement" if name in ("purchase->balance", "balance->postgres", "purchase->rabbitmq") else "burst"
             )
+            inject = _break(name, effect, apply)
             if name == "gateway->balance":
-                # Buying never asks for a balance.
-                continue
-            title = f"{name} {words}"
-            yield Fault(title, "network", _break(name, effect, apply), phase=phase)
+                inject = _while_balances_are_asked_for(inject)
+            yield Fault(f"{name} {words}", "network", inject, phase=phase)

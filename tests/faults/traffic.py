@@ -116,6 +116,11 @@ class Traffic:
         headers = self._headers(user_id, request_id)
         return await client.request(self._gateways[0], "POST", self._path, headers, b'{"quantity":1}')
 
+    async def ask_balance(self, client: HttpClient, user_id: str) -> Reply:
+        """Asks any gateway for a user's balance. Raises NoAnswerError."""
+        headers = {"authorization": f"Bearer {self._tokens[user_id]}"}
+        return await client.request(self._rng.choice(self._gateways), "GET", "/v1/balance", headers)
+
     async def run(self) -> None:
         """Lives through it; returns when nobody tries or hopes any more."""
         gap_s = self._spread_s / max(1, len(self.buyers))

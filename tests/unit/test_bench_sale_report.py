@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.audit.data import Account, Look, Purchase
-from bench.load.plan import Buyer, BuyerResult, LoadResults
+from bench.load.plan import Buyer, BuyerResult, LoadResults, is_among
 from bench.sale.follow import Following
 from bench.sale.report import SaleEnd, broken_promises, figures, summary_lines
-from bench.seeding import Seeded, is_poor
+from bench.seeding import Seeded
 from mesh.identity import purchase_id
 
 SALE = "11111111-1111-4111-8111-111111111111"
@@ -120,4 +120,4 @@ def test_each_breach_is_told_in_words(spoilt: SaleEnd, words: str) -> None:
 
 @given(st.integers(1, 3000), st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]))
 def test_the_poor_are_spread_evenly(users: int, poor: float) -> None:
-    assert abs(sum(is_poor(index, poor) for index in range(users)) - users * poor) < 1
+    assert abs(sum(is_among(index, poor) for index in range(users)) - users * poor) < 1

@@ -1,0 +1,38 @@
+"""What the benchmarks reached, as it is told."""
+
+import pytest
+
+from bench.reach import GOALS, lines, reached
+
+
+def _report(wall_s: float, ratio: float) -> dict[str, object]:
+    return {
+        "rounds": 5,
+        "burst": {"burst": {"wall_s": {"median": wall_s}}},
+        "accept": {"ratios": {"http / fastapi row locks": ratio}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "ratio", "marks"),
+    [
+        (0.9, 40.0, ["stretch", "stretch"]),
+        (1.0, 30.0, ["stretch", "stretch"]),
+        (1.5, 25.0, ["reach", "reach"]),
+        (1.51, 24.9, ["short", "short"]),
+    ],
+)
+def test_less_is_better_of_times_and_more_of_ratios(wall_s: float, ratio: float, marks: list[str]) -> None:
+    assert [each.mark for each in reached(_report(wall_s, ratio))] == marks
+
+
+def test_the_table_tells_what_is_there_and_what_is_short() -> None:
+    table = lines(_report(2.0, 26.0))
+    assert len(table) == 3
+    assert table[1].endswith("SHORT OF IT")
+    assert table[2].endswith("reached")
+    assert lines({}) == table[:1]
+
+
+def test_every_goal_has_a_stretch_beyond_its_reach() -> None:
+    assert all(goal.stretch < goal.reach if goal.most else goal.stretch > goal.reach for goal in GOALS)
