@@ -8,6 +8,7 @@ epoch (gate_moves.py).
 
 import asyncio
 import contextlib
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ log = get_logger(__name__)
 
 #: Tries of one recalibration that is overtaken by a restart of Redis or by another process.
 _ATTEMPTS_MAX = 3
-#: Sales rebuilt at once without having been asked for by a call.
-_AT_ONCE_MAX = 2
+#: Sales rebuilt at once without having been asked for by a call. More than there are processes of this service, so that
+#: a large sale keeps no small one waiting.
+_AT_ONCE_MAX = 4
 #: Least time between two rounds of the watch, however many calls report a gate, seconds.
 _ROUND_PAUSE_S = 0.05
 #: Longest pause before a sale that could not be rebuilt is tried again, seconds.
@@ -228,7 +230,10 @@ class Recalibrator:
         }
         # A closed sale of which nothing is reserved is not watched, but a call may have found its gate missing.
         stale |= reported - {sale.sale_id for sale in watched}
-        await asyncio.gather(*(self._heal(sale_id) for sale_id in sorted(stale)))
+        # First those that somebody waits for; the others in any order, so that two processes begin with different ones.
+        order = random.sample(sorted(stale), len(stale))
+        order.sort(key=lambda sale_id: sale_id not in reported)
+        await asyncio.gather(*(self._heal(sale_id) for sale_id in order))
 
     async def _heal(self, sale_id: str) -> None:
         now = asyncio.get_running_loop().time()

@@ -38,8 +38,9 @@ _PAGES_MAX = 5
 #: Time that the process that ended a purchase has to clean up by itself, seconds.
 _CLEANUP_AGE_S = 2.0
 _LEASE_S = 10.0
-#: A sweep may use one part in so many of the time, so that it never weighs on a sale with a long queue.
-_SHARE = 10
+#: A sweep may use one part in so many of the time, so that it never weighs on a sale with a long queue; more while it
+#: finds something, so that what is to be sold again soon is.
+_SHARE, _SHARE_FOUND = 10, 3
 _PAUSE_MAX_S = 5.0
 
 
@@ -83,6 +84,8 @@ class Sweeper:
         self._broker = broker
         self._times = times
         self._stopping = asyncio.Event()
+        #: Whether the last sweep had anything to do, and whether it has recorded purchases as ABANDONED itself.
+        self._found = self._recorded = False
 
     def stop(self) -> None:
         """Ends ``run`` after the sweep under way."""
@@ -95,7 +98,8 @@ class Sweeper:
             begun = loop.time()
             await self._guard("busy", self._note_busy)
             await self._guard("lease", self._sweep_if_it_is_us)
-            pause_s = min(_PAUSE_MAX_S, max(self._times.interval_s, _SHARE * (loop.time() - begun)))
+            share = _SHARE_FOUND if self._found else _SHARE
+            pause_s = min(_PAUSE_MAX_S, max(self._times.interval_s, share * (loop.time() - begun)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
@@ -112,6 +116,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One sweep. What cannot be done now is left to the next."""
+        self._found = self._recorded = False
         await self._guard("unqueued", self._queue_unqueued)
         await self._guard("lost", self._queue_lost)
         await self._guard("abandoned", self._record_abandoned)
@@ -139,6 +144,7 @@ class Sweeper:
     async def _queue(self, found: Iterable[tuple[uuid.UUID, int]], why: str) -> None:
         groups: dict[int, list[uuid.UUID]] = defaultdict(list)
         for purchase_id, partition in found:
+            self._found = True
             groups[partition].append(purchase_id)
         for partition, ids in groups.items():
             for start in range(0, len(ids), _IDS_PER_MESSAGE):
@@ -151,6 +157,7 @@ class Sweeper:
     async def _record_abandoned(self) -> None:
         found = await self._abandoned.search(_PAGES_MAX)
         if found:
+            self._found = self._recorded = True
             failpoints.hit("sweeper.recorded")
             log.warning("reservations without a purchase", purchases=found)
 
@@ -160,9 +167,12 @@ class Sweeper:
         Such a purchase was never claimed, so its units cannot be sold: one that is captured or sold after all is left
         as it is and shouted about.
         """
-        ids = await self._sweep_book.list_cleanups(age_s=_CLEANUP_AGE_S, limit=_CLEANUPS_MAX)
+        # What this sweep has ended itself, nobody else cleans up.
+        age_s = 0.0 if self._recorded else _CLEANUP_AGE_S
+        ids = await self._sweep_book.list_cleanups(age_s=age_s, limit=_CLEANUPS_MAX)
         if not ids:
             return
+        self._found = True
         holds = await self._services.release_holds(ids)
         failpoints.hit("sweeper.unheld")
         free = [key for key, answer in holds.items() if answer.nothing_held]

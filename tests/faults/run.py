@@ -15,7 +15,7 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
-from bench.clients import Clients, open_clients
+from bench.clients import Clients, call, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
 from tests.faults.books import Books
 from tests.faults.history import History
@@ -184,3 +184,5 @@ class Run:
         self.watcher.stop()
         await self._tasks[0]
         await require_end(self)
+        # So that later faults do not find it open.
+        await call(self.clients.inventory.CloseSale, inventory.CloseSaleRequest(sale_id=self.sale_id))
