@@ -7,7 +7,7 @@ sweeper ends it as FAILED.
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,7 +20,7 @@ from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
 from mesh.rate_bound import RateBound
 from purchase_svc.purchase import Outcome, Purchase, Wish, bought, decided_by_row, refused
-from purchase_svc.purchase_book import PurchaseBook, Terms
+from purchase_svc.purchase_book import Inserted, PurchaseBook, Terms
 
 if TYPE_CHECKING:
     from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
@@ -67,7 +67,7 @@ class Buying:
         self,
         book: PurchaseBook,
         inventory: "InventoryServiceAsyncStub",
-        on_new: Callable[[Iterable[Purchase]], None],
+        on_new: Callable[[Inserted], None],
         *,
         in_flight_max: int,
         waiting_max: int,
@@ -188,9 +188,10 @@ class Buying:
         new: dict[uuid.UUID, Purchase] = {}
         try:
             if reserved:
-                new = await self._book.insert(reserved, terms)
+                inserted = await self._book.insert(reserved, terms)
                 failpoints.hit("purchase.recorded")
-                self._on_new(new.values())
+                self._on_new(inserted)
+                new = inserted.purchases
             # Whoever was refused may be a winner who repeats: if there is a purchase, it decides.
             in_doubt = [
                 wish.purchase_id

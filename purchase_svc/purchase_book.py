@@ -29,6 +29,14 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Inserted:
+    """The purchases that one INSERT made, by id, and the number of their batch."""
+
+    purchases: dict[uuid.UUID, Purchase]
+    batch_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class PurchaseCount:
     """How many purchases of a sale are in a state for a reason, and their units together."""
 
@@ -69,7 +77,7 @@ class PurchaseBook:
         self._pool = pool
         self._queries = Queries(SQL_FOLDER)
 
-    async def insert(self, wishes: Sequence[Wish], terms: Mapping[str, Terms]) -> dict[uuid.UUID, Purchase]:
+    async def insert(self, wishes: Sequence[Wish], terms: Mapping[str, Terms]) -> Inserted:
         """Makes purchases in state RESERVED, in one statement; returns those that are new.
 
         ``wishes`` have distinct ids; ``terms`` has every sale of theirs.
@@ -88,7 +96,7 @@ class PurchaseBook:
             "partitions": partitions,
         }
         rows = await run_statement(self._pool, self._queries.insert_purchases, parameters)
-        times: dict[str, datetime] = dict(rows)
+        times: dict[str, datetime] = {row[0]: row[1] for row in rows}
         sales = {sale_id: uuid.UUID(sale_id) for sale_id in terms}
         new: dict[uuid.UUID, Purchase] = {}
         for purchase_id, wish, cost, partition in zip(ids, wishes, costs, partitions, strict=True):
@@ -111,7 +119,7 @@ class PurchaseBook:
                     create_time=moment,
                     update_time=moment,
                 )
-        return new
+        return Inserted(new, rows[0][2] if rows else 0)
 
     async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Purchase]:
         """The purchases that exist, by id."""
@@ -172,6 +180,10 @@ class PurchaseBook:
     async def mark_queued(self, ids: Sequence[uuid.UUID]) -> None:
         """Notes that messages with these purchases have been confirmed by the broker."""
         await run_statement(self._pool, self._queries.mark_queued, {"purchase_ids": list(map(str, ids))})
+
+    async def mark_batches_queued(self, batch_ids: Sequence[int]) -> None:
+        """Notes that messages with every purchase of these batches have been confirmed by the broker."""
+        await run_statement(self._pool, self._queries.mark_batches_queued, {"batch_ids": list(batch_ids)})
 
     async def summarize(self, sale_id: uuid.UUID) -> SaleSummary:
         """Counts a sale's purchases by state and reason."""

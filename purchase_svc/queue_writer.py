@@ -2,13 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable
 
 from mesh import failpoints
 from mesh.errors import DomainError
 from mesh.logs import get_logger
-from purchase_svc.purchase import PARTITIONS, Purchase
-from purchase_svc.purchase_book import PurchaseBook
+from purchase_svc.purchase import PARTITIONS
+from purchase_svc.purchase_book import Inserted, PurchaseBook
 from purchase_svc.settlement_publisher import SettlementPublisher
 
 log = get_logger(__name__)
@@ -29,7 +30,8 @@ class QueueWriter:
     The moment is 10 ms, and 100 ms while many come: a message costs the same whether it carries 5 purchases or 100, and
     in a rush settlement is far behind anyway.
     At most ``unqueued_max`` purchases are kept. What does not fit, or could not be published, is left to the sweeper,
-    which finds it by its missing queue time. ``run`` must be running for anything to happen.
+    which finds it by its missing note. A batch of which everything is queued is noted as such, else its purchases are
+    one by one. ``run`` must be running for anything to happen.
     """
 
     def __init__(self, book: PurchaseBook, publisher: SettlementPublisher, *, unqueued_max: int) -> None:
@@ -37,7 +39,7 @@ class QueueWriter:
         self._publisher = publisher
         self._unqueued_max = unqueued_max
         self._busy = False
-        self._waiting: dict[int, list[uuid.UUID]] = {}
+        self._waiting: list[Inserted] = []
         self._waiting_count = 0
         self._left_out = 0
         self._wake = asyncio.Event()
@@ -48,14 +50,13 @@ class QueueWriter:
         """Purchases that wait to be published."""
         return self._waiting_count
 
-    def add(self, purchases: Iterable[Purchase]) -> None:
+    def add(self, batch: Inserted) -> None:
         """Takes committed purchases over. Never waits and never fails."""
-        for purchase in purchases:
-            if self._waiting_count >= self._unqueued_max:
-                self._left_out += 1
-                continue
-            self._waiting.setdefault(purchase.partition, []).append(purchase.purchase_id)
-            self._waiting_count += 1
+        if self._waiting_count + len(batch.purchases) > self._unqueued_max:
+            self._left_out += len(batch.purchases)
+        elif batch.purchases:
+            self._waiting.append(batch)
+            self._waiting_count += len(batch.purchases)
         self._wake.set()
 
     async def run(self) -> None:
@@ -81,33 +82,47 @@ class QueueWriter:
 
     async def _write_all(self) -> None:
         self._busy = self._waiting_count > _BUSY_MIN
-        taken, self._waiting, self._waiting_count = self._waiting, {}, 0
+        batches, self._waiting, self._waiting_count = self._waiting, [], 0
         if self._left_out:
             log.warning("purchases left to the sweeper", purchases=self._left_out)
             self._left_out = 0
-        messages = [
-            (partition, ids[start : start + _IDS_PER_MESSAGE])
-            for partition, ids in taken.items()
-            for start in range(0, len(ids), _IDS_PER_MESSAGE)
-        ]
-        if not messages:
+        if not batches:
             return
         failpoints.hit("purchase.publishing")
-        confirmed = await asyncio.gather(*(self._publish(partition, ids) for partition, ids in messages))
-        queued = [each for ids in confirmed for each in ids]
+        queued = await self._publish_all(batches)
         failpoints.hit("purchase.published")
-        missing = sum(len(ids) for _, ids in messages) - len(queued)
+        whole = [batch.batch_id for batch in batches if queued.issuperset(batch.purchases)]
+        await self._note(self._book.mark_batches_queued(whole), len(whole))
+        missing = sum(len(batch.purchases) for batch in batches) - len(queued)
         if missing:
             log.warning("the message broker is away, purchases left to the sweeper", purchases=missing)
-        for start in range(0, len(queued), _IDS_PER_NOTE):
-            await self._note(queued[start : start + _IDS_PER_NOTE])
+            noted = set(whole)
+            rest = [
+                each for batch in batches if batch.batch_id not in noted for each in queued & batch.purchases.keys()
+            ]
+            for start in range(0, len(rest), _IDS_PER_NOTE):
+                await self._note(self._book.mark_queued(rest[start : start + _IDS_PER_NOTE]), len(rest))
 
-    async def _note(self, queued: list[uuid.UUID]) -> None:
+    async def _publish_all(self, batches: Iterable[Inserted]) -> set[uuid.UUID]:
+        """Publishes the batches' purchases by partition; those that the broker has confirmed."""
+        by_partition: defaultdict[int, list[uuid.UUID]] = defaultdict(list)
+        for batch in batches:
+            for purchase in batch.purchases.values():
+                by_partition[purchase.partition].append(purchase.purchase_id)
+        messages = [
+            (partition, ids[start : start + _IDS_PER_MESSAGE])
+            for partition, ids in by_partition.items()
+            for start in range(0, len(ids), _IDS_PER_MESSAGE)
+        ]
+        confirmed = await asyncio.gather(*(self._publish(partition, ids) for partition, ids in messages))
+        return {each for ids in confirmed for each in ids}
+
+    async def _note(self, noting: Awaitable[None], count: int) -> None:
         try:
-            await self._book.mark_queued(queued)
+            await noting
         except DomainError as error:
             # The sweeper publishes them once more, which does no harm.
-            log.warning("queued purchases could not be noted", purchases=len(queued), reason=error.reason_name)
+            log.warning("queued purchases could not be noted", count=count, reason=error.reason_name)
 
     async def _publish(self, partition: int, ids: list[uuid.UUID]) -> list[uuid.UUID]:
         try:

@@ -104,7 +104,10 @@ async def _recorded(site: Site, sale_id: str) -> dict[str, int]:
     """What the database has of the sale, and how much of it is known to be queued; waits for the last messages."""
     rows = [(0, 0)]
     for _ in range(100):
-        sql = "SELECT count(*), count(queue_time) FROM purchases WHERE sale_id = %(sale_id)s"
+        sql = (
+            "SELECT count(*), count(coalesce(p.queue_time, b.queue_time)) FROM purchases p"
+            " LEFT JOIN queued_batches b USING (batch_id) WHERE sale_id = %(sale_id)s"
+        )
         rows = await query(site.environment, "purchase", sql, {"sale_id": sale_id})
         if rows[0][0] == rows[0][1]:
             break

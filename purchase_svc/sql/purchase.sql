@@ -3,15 +3,15 @@
 -- returned.
 INSERT INTO purchases
     (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, create_time,
-     update_time)
-SELECT new.*, moment, moment
-FROM clock_timestamp() AS moment, unnest(
+     update_time, batch_id)
+SELECT new.*, moment, moment, batch_id
+FROM clock_timestamp() AS moment, nextval('purchase_batches') AS batch_id, unnest(
     %(purchase_ids)s::uuid[], %(user_ids)s::text[], %(sale_ids)s::uuid[], %(request_ids)s::text[],
     %(quantities)s::integer[], %(amounts_minor)s::bigint[], %(currency_codes)s::text[], %(partitions)s::smallint[]
 ) AS new (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition)
 ORDER BY new.purchase_id
 ON CONFLICT (purchase_id) DO NOTHING
-RETURNING purchase_id::text, create_time;
+RETURNING purchase_id::text, create_time, batch_id;
 
 -- name: get_purchases
 SELECT purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, state, reason,
@@ -77,6 +77,12 @@ WHERE purchase_id IN (
     WHERE purchase_id = ANY(%(purchase_ids)s::uuid[]) AND queue_time IS NULL
     FOR NO KEY UPDATE SKIP LOCKED
 );
+
+-- name: mark_batches_queued
+-- Notes that the broker has confirmed every purchase of these batches.
+INSERT INTO queued_batches (batch_id, queue_time)
+SELECT batch_id, clock_timestamp() FROM unnest(%(batch_ids)s::bigint[]) AS batch_id
+ON CONFLICT (batch_id) DO NOTHING;
 
 -- name: summarize_sale
 SELECT state, reason, count(*), sum(quantity)::bigint, min(first_claim_time), max(final_time)

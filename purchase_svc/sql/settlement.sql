@@ -17,11 +17,12 @@ RETURNING extract(
 -- Claims in order of id, so that two workers with the same purchases cannot deadlock. Whoever claims has seen it in the
 -- queue, whether or not the publisher has come to note that.
 WITH due AS (
-    SELECT purchase_id
-    FROM purchases
-    WHERE purchase_id = ANY(%(purchase_ids)s::uuid[]) AND state IN ('RESERVED', 'SETTLING')
-    ORDER BY purchase_id
-    FOR NO KEY UPDATE
+    SELECT p.purchase_id, b.queue_time AS batch_queue_time
+    FROM purchases p
+    LEFT JOIN queued_batches b USING (batch_id)
+    WHERE p.purchase_id = ANY(%(purchase_ids)s::uuid[]) AND p.state IN ('RESERVED', 'SETTLING')
+    ORDER BY p.purchase_id
+    FOR NO KEY UPDATE OF p
 ), claimed AS (
     UPDATE purchases p
     SET state = 'SETTLING',
@@ -29,7 +30,7 @@ WITH due AS (
         update_time = clock_timestamp(),
         claim_time = clock_timestamp(),
         first_claim_time = COALESCE(p.first_claim_time, clock_timestamp()),
-        queue_time = COALESCE(p.queue_time, clock_timestamp())
+        queue_time = COALESCE(p.queue_time, due.batch_queue_time, clock_timestamp())
     FROM due
     WHERE p.purchase_id = due.purchase_id
     RETURNING p.purchase_id, p.user_id, p.sale_id, p.quantity, p.amount_minor, p.currency_code, p.partition, p.attempts,

@@ -17,11 +17,12 @@ WHERE partition = ANY(%(partitions)s::smallint[]);
 
 -- name: list_unqueued
 -- Purchases of which nobody knows that they were ever queued. now() and not clock_timestamp(), so that the index serves.
-SELECT purchase_id, partition
-FROM purchases
-WHERE final_time IS NULL AND create_time < now() - %(age_s)s::float8 * interval '1 second'
-      AND state IN ('RESERVED', 'SETTLING') AND queue_time IS NULL AND claim_time IS NULL
-ORDER BY create_time
+SELECT p.purchase_id, p.partition
+FROM purchases p
+WHERE p.final_time IS NULL AND p.create_time < now() - %(age_s)s::float8 * interval '1 second'
+      AND p.state IN ('RESERVED', 'SETTLING') AND p.queue_time IS NULL AND p.claim_time IS NULL
+      AND NOT EXISTS (SELECT 1 FROM queued_batches b WHERE b.batch_id = p.batch_id)
+ORDER BY p.create_time
 LIMIT %(limit)s;
 
 -- name: list_silent_partitions
@@ -33,9 +34,10 @@ WHERE COALESCE(GREATEST(s.claim_time, s.busy_time), '-infinity') < now() - %(sta
       AND EXISTS (
           SELECT 1
           FROM purchases p
+          LEFT JOIN queued_batches b USING (batch_id)
           WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
                 AND p.partition = s.partition AND p.state IN ('RESERVED', 'SETTLING')
-                AND GREATEST(p.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
+                AND GREATEST(p.queue_time, b.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       )
 ORDER BY s.partition;
 
@@ -45,11 +47,12 @@ ORDER BY s.partition;
 SELECT p.purchase_id, p.partition
 FROM purchases p
 JOIN settlement_partitions s USING (partition)
+LEFT JOIN queued_batches b USING (batch_id)
 WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
       AND p.state IN ('RESERVED', 'SETTLING')
-      AND GREATEST(p.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
+      AND GREATEST(p.queue_time, b.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       AND (
-          GREATEST(p.queue_time, p.claim_time) < s.claimed_queue_time - %(stale_s)s::float8 * interval '1 second'
+          GREATEST(p.queue_time, b.queue_time, p.claim_time) < s.claimed_queue_time - %(stale_s)s::float8 * interval '1 second'
           OR p.partition = ANY(%(empty_partitions)s::smallint[])
       )
 ORDER BY p.create_time

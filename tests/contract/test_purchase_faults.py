@@ -67,7 +67,8 @@ async def batch(rig: PurchaseRig, requests: list[pb.CreatePurchaseRequest]) -> l
 
 
 async def unqueued(rig: PurchaseRig, sale: str) -> int:
-    query = "SELECT count(*) FROM purchases WHERE sale_id = %s AND queue_time IS NULL"
+    query = """SELECT count(*) FROM purchases LEFT JOIN queued_batches USING (batch_id)
+               WHERE sale_id = %s AND coalesce(purchases.queue_time, queued_batches.queue_time) IS NULL"""
     count: int = (await rig.sql(query, uuid.UUID(sale)))[0][0]
     return count
 
@@ -133,7 +134,9 @@ async def test_while_the_broker_is_away_buying_goes_on_and_nothing_counts_as_que
 
     async def queued_again() -> bool:
         await rig.buy(fresh, uuid.uuid4().hex)
-        query = "SELECT count(queue_time) FROM purchases WHERE sale_id = %s"
+        query = (
+            "SELECT count(b.queue_time) FROM purchases LEFT JOIN queued_batches b USING (batch_id) WHERE sale_id = %s"
+        )
         queued: int = (await rig.sql(query, uuid.UUID(fresh)))[0][0]
         return queued > 0
 
