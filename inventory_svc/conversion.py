@@ -33,17 +33,19 @@ def sale_id_of(text: str) -> str:
     return sale_id
 
 
-_SALES = ["sales"]
+#: What the list of all sales is called in its page tokens.
+SALES = ("sales",)
 
 
-def sales_token(last: Sale) -> str:
-    """The token of the page of sales after ``last``."""
-    return page_token.encode(_SALES, [last.create_time.isoformat(), last.sale_id])
+def token_after(listing: Sequence[str], create_time: datetime, last_id: str) -> str:
+    """The token of the page of a list by creation that follows the row of this time and id."""
+    return page_token.encode(listing, [create_time.isoformat(), last_id])
 
 
-def sales_after(token: str) -> tuple[datetime, str] | None:
-    """The time and id after which a page of sales begins; None for the first page. Raises INVALID_ARGUMENT."""
-    last = page_token.decode(token, _SALES, 2)
+def place_of(token: str, listing: Sequence[str]) -> tuple[datetime, str] | None:
+    """The time and id after which a page of a list by creation begins; None for the first page. Raises
+    INVALID_ARGUMENT."""
+    last = page_token.decode(token, listing, 2)
     if last is None:
         return None
     found = canonical_uuid(last[1])

@@ -7,6 +7,7 @@ epoch and then ids in order; no transaction that locks reservations ever asks fo
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -187,15 +188,22 @@ class ReservationBook:
         return Stock(sale_id, available, reserved, sold, total, epoch, is_open)
 
     async def page(
-        self, sale_id: str, *, state: ReservationState | None, min_age_ms: int, size: int, after_id: str | None
+        self,
+        sale_id: str,
+        *,
+        state: ReservationState | None,
+        min_age_ms: int,
+        size: int,
+        after: tuple[datetime, str] | None,
     ) -> list[Reservation]:
-        """Up to ``size`` reservations of a sale in order of id, from after ``after_id`` on."""
+        """Up to ``size`` reservations of a sale, oldest first, from after one of this time and id on."""
         parameters = {
             "sale_id": sale_id,
             "state": state.value if state else None,
             "min_age_ms": min_age_ms,
             "size": size,
-            "after_id": after_id,
+            "after_time": after[0] if after else None,
+            "after_id": after[1] if after else None,
         }
         async with connection(self._pool) as conn:
             rows = await (await conn.execute(SQL.reservations_page, parameters)).fetchall()

@@ -71,9 +71,9 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
     async def ListSales(self, request: pb.ListSalesRequest, context: Any) -> pb.ListSalesResponse:
         """Lists sales, newest first."""
         size = page_token.page_size(request.page_size, default=100, most=1_000)
-        found = await self._sales.page(size + 1, conversion.sales_after(request.page_token))
+        found = await self._sales.page(size + 1, conversion.place_of(request.page_token, conversion.SALES))
         sales, more = found[:size], found[size:]
-        token = conversion.sales_token(sales[-1]) if more else ""
+        token = conversion.token_after(conversion.SALES, sales[-1].create_time, sales[-1].sale_id) if more else ""
         return pb.ListSalesResponse(sales=[conversion.sale_message(sale) for sale in sales], next_page_token=token)
 
     async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
@@ -211,15 +211,14 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
         size = page_token.page_size(request.page_size)
         state = conversion.state_of_filter(request.state)
         listing = ["reservations", sale_id, state or ""]
-        after_id = page_token.decode_id(request.page_token, listing)
+        after = conversion.place_of(request.page_token, listing)
         await self._sales.terms(sale_id)
-        found = await self._book.page(
-            sale_id, state=state, min_age_ms=request.min_age_ms, size=size + 1, after_id=after_id
-        )
+        found = await self._book.page(sale_id, state=state, min_age_ms=request.min_age_ms, size=size + 1, after=after)
         shown, more = found[:size], found[size:]
+        token = conversion.token_after(listing, shown[-1].create_time, shown[-1].reservation_id) if more else ""
         return pb.ListReservationsResponse(
             reservations=[conversion.reservation_message(reservation) for reservation in shown],
-            next_page_token=page_token.encode(listing, [shown[-1].reservation_id]) if more else "",
+            next_page_token=token,
         )
 
     async def RecalibrateSale(self, request: pb.RecalibrateSaleRequest, context: Any) -> pb.RecalibrateSaleResponse:

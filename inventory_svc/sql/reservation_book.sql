@@ -52,11 +52,12 @@ SELECT r.reservation_id::text, r.sale_id::text, r.user_id, r.request_id, r.quant
        r.create_time
 FROM reservations r
 WHERE r.sale_id = %(sale_id)s
-  AND (%(after_id)s::uuid IS NULL OR r.reservation_id > %(after_id)s::uuid)
+  AND (r.create_time, r.reservation_id)
+      > (coalesce(%(after_time)s::timestamptz, '-infinity'), coalesce(%(after_id)s::uuid, '00000000-0000-0000-0000-000000000000'))
   AND (%(state)s::text IS NULL OR r.state = %(state)s)
   AND (%(min_age_ms)s::bigint = 0
        OR r.create_time <= clock_timestamp() - %(min_age_ms)s * interval '1 millisecond')
-ORDER BY r.reservation_id
+ORDER BY r.create_time, r.reservation_id
 LIMIT %(size)s
 
 -- name: lock_reservations

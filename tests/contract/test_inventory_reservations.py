@@ -261,7 +261,7 @@ async def test_moves_are_forgotten_once_the_gate_has_followed(rig: InventoryRig)
     assert await rig.sql("SELECT count(*) FROM gate_moves WHERE sale_id = %s", sale_id) == [(0,)]
 
 
-async def test_reservations_are_listed_in_order_of_id_page_by_page_and_by_state(rig: InventoryRig) -> None:
+async def test_reservations_are_listed_oldest_first_page_by_page_and_by_state(rig: InventoryRig) -> None:
     sale_id = await rig.open_sale(20)
     ids = await reserved(rig, sale_id, *(f"u{number}" for number in range(7)), quantity=2)
     await rig.confirm(ids[:2])
@@ -279,7 +279,10 @@ async def test_reservations_are_listed_in_order_of_id_page_by_page_and_by_state(
             if not token:
                 return found
 
-    assert [one.reservation_id for one in await listed()] == sorted(ids)
+    everything = await listed()
+    assert sorted(one.reservation_id for one in everything) == sorted(ids)
+    times = [(one.create_time.ToNanoseconds(), one.reservation_id) for one in everything]
+    assert times == sorted(times)
     sold = await listed(state=pb.ReservationState.RESERVATION_STATE_SOLD)
     assert sorted(one.reservation_id for one in sold) == sorted(ids[:2])
     assert sorted(number for one in sold for number in one.share_numbers) == [1, 2, 3, 4]
