@@ -39,18 +39,35 @@ def _domain_error(error: Exception, method: str) -> DomainError:
     return DomainError(ErrorReason.ERROR_REASON_INTERNAL, metadata={"error_id": error_id})
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into google.rpc.Status with ErrorInfo. An unexpected error is logged under an id that
-    the client is told; its text and trace stay here."""
+class _Wrapping(grpc.aio.ServerInterceptor):
+    """Wraps the handler of each method once and not at each call: they are the same for as long as a server lives."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Wraps the handler of one call."""
-        handler = await continuation(handler_call_details)
+        """The handler of one call."""
         method = str(handler_call_details.method)
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
         if handler is None or method.startswith(_UNLIMITED):
             return handler
+        self._wrapped[method] = self._wrap(handler, method)
+        return self._wrapped[method]
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        raise NotImplementedError
+
+
+class ErrorInterceptor(_Wrapping):
+    """Turns what a handler raises into google.rpc.Status with ErrorInfo. An unexpected error is logged under an id that
+    the client is told; its text and trace stay here."""
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
         if handler.unary_unary is not None:
             inner = handler.unary_unary
 
@@ -87,22 +104,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
 
-class LimitInterceptor(grpc.aio.ServerInterceptor):
+class LimitInterceptor(_Wrapping):
     """Refuses a unary call with OVERLOADED and RetryInfo while ``calls_max`` others are under way.
 
     Own code because grpc.aio's maximum_concurrent_rpcs counts health checks and sends no RetryInfo.
     """
 
     def __init__(self, calls_max: int) -> None:
+        super().__init__()
         self._calls_max = calls_max
         self._calls = 0
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Wraps the handler of one call."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or str(handler_call_details.method).startswith(_UNLIMITED):
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        if handler.unary_unary is None:
             return handler
         inner = handler.unary_unary
 
