@@ -9,7 +9,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inventory_svc.conversion import sales_after, sales_token
+from inventory_svc.conversion import SALES, place_of, token_after
 from inventory_svc.recalibration import Count
 from inventory_svc.reserving import INSERT_S_MAX
 from inventory_svc.sale import (
@@ -83,17 +83,19 @@ def test_a_gates_record_gives_its_contents_back(quantity: int, name: str) -> Non
     assert wish_of(wish.reservation_id, SALE_ID, record_of("R", wish)) == wish
 
 
-def test_the_token_of_a_page_of_sales_gives_back_where_it_ended() -> None:
+def test_the_token_of_a_page_gives_back_where_it_ended_and_is_of_no_other_list() -> None:
     time = datetime(2026, 11, 1, 12, 30, 0, 123456, UTC)
-    sale = Sale(SALE_ID, TERMS, SaleState.OPEN, time)
-    assert sales_after(sales_token(sale)) == (time, SALE_ID)
-    assert sales_after("") is None
+    token = token_after(SALES, time, SALE_ID)
+    assert place_of(token, SALES) == (time, SALE_ID)
+    assert place_of("", SALES) is None
+    with pytest.raises(DomainError):
+        place_of(token, ["reservations", SALE_ID, ""])
 
 
 @pytest.mark.parametrize("last", [["x", SALE_ID], ["2026-11-01T12:30:00", SALE_ID], ["2026-11-01T12:30:00+00:00", "x"]])
 def test_any_other_token_is_refused_as_bad_input(last: list[str]) -> None:
     with pytest.raises(DomainError) as caught:
-        sales_after(page_token.encode(["sales"], last))
+        place_of(page_token.encode(SALES, last), SALES)
     assert caught.value.reason == ErrorReason.ERROR_REASON_INVALID_ARGUMENT
 
 

@@ -72,7 +72,7 @@ class InventoryServiceStub:
     Redis is away.
     """
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListReservationsRequest, _inventory_service_pb2.ListReservationsResponse]
-    """Lists reservations of a sale in order of reservation id."""
+    """Lists reservations of a sale, oldest first."""
     RecalibrateSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.RecalibrateSaleRequest, _inventory_service_pb2.RecalibrateSaleResponse]
     """Rebuilds the Redis gate of a sale from SQL, in the middle of a sale if need be. Repeatable at will."""
 
@@ -120,7 +120,7 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     Redis is away.
     """
     ListReservations: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListReservationsRequest, _inventory_service_pb2.ListReservationsResponse]  # type: ignore[assignment]
-    """Lists reservations of a sale in order of reservation id."""
+    """Lists reservations of a sale, oldest first."""
     RecalibrateSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.RecalibrateSaleRequest, _inventory_service_pb2.RecalibrateSaleResponse]  # type: ignore[assignment]
     """Rebuilds the Redis gate of a sale from SQL, in the middle of a sale if need be. Repeatable at will."""
 
@@ -237,7 +237,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.ListReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.ListReservationsResponse, _abc.Awaitable[_inventory_service_pb2.ListReservationsResponse]]:
-        """Lists reservations of a sale in order of reservation id."""
+        """Lists reservations of a sale, oldest first."""
 
     @_abc_1.abstractmethod
     def RecalibrateSale(
