@@ -5,6 +5,7 @@ import math
 import time
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -22,7 +23,7 @@ from gateway.admission import (
     is_idempotency_key,
     quantity_of,
 )
-from gateway.buying import Buying
+from gateway.buying import OVERLOADED_WORDS, Buying
 from gateway.following import StockFollowers
 from gateway.metrics import Metrics
 from gateway.problems import Answer, HttpError, domain_problem, http_problem, json_answer, known_reason
@@ -48,6 +49,13 @@ _SOLD_OUT = domain_problem(DomainError(ErrorReason.ERROR_REASON_SOLD_OUT, "no sh
 _SOLD_OUT_HEADERS, _SOLD_OUT_BODY = _SOLD_OUT.headers, _SOLD_OUT.body
 
 
+@lru_cache(maxsize=256)
+def _overloaded(retry_after_ms: int) -> Answer:
+    return domain_problem(
+        DomainError(ErrorReason.ERROR_REASON_OVERLOADED, OVERLOADED_WORDS, retry_after_ms=retry_after_ms)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the application is made of."""
@@ -69,6 +77,7 @@ class App:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._metrics = parts.metrics
+        self._buying = parts.buying
         self._at_door = parts.followers.by_path
         # Kept: asking asyncio for it costs a system call each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
@@ -92,6 +101,8 @@ class App:
         followed.asked_at = now
         if stock.is_sold_out_for(mark, now) and (stock.sole or await followed.second_look.confirms(mark)):
             self._refuse_at_door(protocol)
+        elif self._buying.is_full:
+            self._shed_at_door(protocol, now)
         elif stock.is_held_by(mark):
             await self._count_and_answer(scope, protocol)
         elif await turns.enter():
@@ -106,9 +117,13 @@ class App:
             finally:
                 turns.leave()
         else:
-            answer = domain_problem(self._parts.buying.overloaded(now))
-            self._metrics.answered("buy", answer.status, answer.reason)
-            protocol.response_bytes(answer.status, answer.headers, answer.body)
+            self._shed_at_door(protocol, now)
+
+    def _shed_at_door(self, protocol: HTTPProtocol, now: float) -> None:
+        self._metrics.shed_at_door += 1
+        # Told to the nearest 10 ms, so that the few answers that there are need not be made each time.
+        answer = _overloaded(-(-self._buying.return_after_ms(now) // 10) * 10)
+        protocol.response_bytes(429, answer.headers, answer.body)
 
     def _refuse_at_door(self, protocol: HTTPProtocol) -> None:
         self._metrics.sold_out_at_door += 1

@@ -30,6 +30,9 @@ _OVERDUE_CHECK_S = 0.05
 #: A request waits at most so many times as long as promised before it is refused after all.
 _OVERDUE_FACTOR = 2.0
 
+#: What is told to whoever is shed.
+OVERLOADED_WORDS = "more is waiting than can be answered in time; send the same request again after the delay"
+
 Clock = Callable[[], float]
 
 
@@ -78,9 +81,18 @@ class Buying:
         """Calls to the Purchase Service under way."""
         return self._batcher.in_flight
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more are on their way than can be answered in time."""
+        return self._batcher.queued + self._sent >= self.limit.length_max
+
+    def return_after_ms(self, now: float) -> int:
+        """When somebody who is refused now should return, milliseconds."""
+        return self.limit.return_after_ms(self._on_their_way, now)
+
     def check_room(self, now: float) -> None:
         """Raises OVERLOADED, with a time to return, when more wait than can be answered in time."""
-        if self._on_their_way >= self.limit.length_max:
+        if self.is_full:
             raise self.overloaded(now)
 
     def overloaded(self, now: float) -> DomainError:
@@ -88,9 +100,9 @@ class Buying:
         waiting = self._on_their_way
         return DomainError(
             ErrorReason.ERROR_REASON_OVERLOADED,
-            "more is waiting than can be answered in time; send the same request again after the delay",
+            OVERLOADED_WORDS,
             metadata={"queued": str(waiting)},
-            retry_after_ms=self.limit.return_after_ms(waiting, now),
+            retry_after_ms=self.return_after_ms(now),
         )
 
     @property

@@ -26,6 +26,8 @@ class Metrics(Collector):
         self._sum_s = 0.0
         #: Purchases refused at the door because the sale was sold out; counted apart because that is the hot path.
         self.sold_out_at_door = 0
+        #: And for want of room.
+        self.shed_at_door = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -51,6 +53,7 @@ class Metrics(Collector):
         for (route, status, reason), count in self._answers.items():
             answers.add_metric((route, str(status), reason), count)
         answers.add_metric(("buy", "409", "SOLD_OUT_AT_DOOR"), self.sold_out_at_door)
+        answers.add_metric(("buy", "429", "OVERLOADED_AT_DOOR"), self.shed_at_door)
         yield answers
         took = HistogramMetricFamily(
             "gateway_purchase_seconds", "Time to answer purchases, those refused at the door left out"

@@ -22,9 +22,9 @@ class QueueLimit:
     """How many requests may be on their way at once so that each is answered in time, from the rate at which they are.
 
     A rush may fill the queue: its end is near. In an overload that lasts a full queue only makes everybody wait, for
-    nothing more is answered by it. So when people have been refused and the queue has stood for ``rush_s`` without a
-    pause, it is kept as short as it can be without work running out, until nobody has been refused for ``CALM_S`` (the
-    idea of CoDel, RFC 8289: what counts is whether a queue stands, not how long it is).
+    nothing more is answered by it. So when people have been refused for ``rush_s`` without a pause of ``CALM_S``, it is
+    kept as short as it can be without work running out, until there is such a pause (the idea of CoDel, RFC 8289: what
+    counts is whether a queue stands, not how long it is).
 
     The rate is measured only while requests wait: a service with nothing to do tells nothing about what it can do.
     Whoever is refused is told when to return, and those times are handed out at the measured rate, one after another:
@@ -38,8 +38,8 @@ class QueueLimit:
     RETRY_MS_MIN = 50
     #: A crowd that is told to come back much later misses stock that returns, or learns late that there is none.
     RETRY_MS_MAX = 1000
-    #: An overload is over when nobody has been refused for so long, s.
-    CALM_S = 1.0
+    #: An overload is over when nobody has been refused for so long, s: longer than those wait who were told to return.
+    CALM_S = 1.5
     #: The fastest call is looked for among those of the last one to two such times, s.
     FASTEST_S = 5.0
     #: Fewest on their way in a lasting overload.
@@ -51,8 +51,8 @@ class QueueLimit:
         self._window_start: float | None = None
         self._window_answers = 0
         self._next_return = 0.0
-        self._busy_since: float | None = None
-        self._refused_at = float("-inf")
+        #: When the last refusal was, and the first of those that followed each other without a pause until then.
+        self._refused_at = self._refusing_since = float("-inf")
         #: Whether an overload has lasted.
         self.standing = False
         self._fastest_s = self._fastest_before_s = float("inf")
@@ -76,20 +76,20 @@ class QueueLimit:
                 self.rate_per_s += self.WEIGHT * (self._window_answers / elapsed - self.rate_per_s)
                 self._window_start, self._window_answers = now, 0
         if waiting == 0:
-            self._window_start = self._busy_since = None
+            self._window_start = None
         elif self._window_start is None:
             self._window_start, self._window_answers = now, 0
-        if waiting and self._busy_since is None:
-            self._busy_since = now
         if now - self._fastest_since > self.FASTEST_S:
             self._fastest_before_s, self._fastest_s, self._fastest_since = self._fastest_s, float("inf"), now
         self._fastest_s = min(self._fastest_s, took_s)
-        lasts = self._busy_since is not None and now - self._busy_since > self._bounds.rush_s
-        self.standing = (self.standing or lasts) and now - self._refused_at < self.CALM_S
+        self.standing = self.standing and now - self._refused_at < self.CALM_S
 
     def return_after_ms(self, waiting: int, now: float) -> int:
         """When a refused request should return, milliseconds from now; takes the next place in the order of return."""
+        if now - self._refused_at > self.CALM_S:
+            self._refusing_since = now
         self._refused_at = now
+        self.standing = now - self._refusing_since > self._bounds.rush_s
         place_s = 1.0 / max(self.rate_per_s, 1.0)
         # Not before what is on its way is down to half.
         earliest = now + waiting * place_s / 2

