@@ -21,7 +21,7 @@ class Settings:
     tokens_cache_max: int = setting("verified tokens remembered", default=65_536, minimum=1, maximum=1_000_000)
 
     batch_max: int = setting("most purchases of one call", default=250, minimum=1, maximum=1000)
-    in_flight_max: int = setting("most calls to the Purchase Service at once", default=4, minimum=1, maximum=64)
+    in_flight_max: int = setting("most calls to the Purchase Service at once", default=3, minimum=1, maximum=64)
     queue_min: int = setting(
         "requests that may always be on their way in a rush", default=500, minimum=1, maximum=100_000
     )

@@ -30,12 +30,13 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
     """Needs a site of its own: what is accepted here is not settled before it is discarded."""
     users = [f"a{number:05}" for number in range(_USERS)]
     await fund_accounts(site.clients, dict.fromkeys(users, PRICE_MINOR * 1_000), uuid.uuid4().hex)
-    sale_id = await open_sale(site.clients, "Accept", _STOCK, PRICE_MINOR)
+    sale_id = await open_sale(site.clients, "Accept", _STOCK, PRICE_MINOR, per_user_limit=_STOCK)
     tokens = await asyncio.to_thread(tokens_of, site.secret, users)
     peer = await asyncio.to_thread(open_peer_sale, site.environment, users, _STOCK, PRICE_MINOR)
     processor: dict[str, float] = {}
 
     async def through_http(_: int) -> Figures:
+        await site.configure()
         before = await asyncio.to_thread(processor_seconds, site.stack)
         results = await run_load(plan_of(site.environment["GATEWAY_URL"], sale_id, tokens, _OURS))
         used = used_since(before, await asyncio.to_thread(processor_seconds, site.stack))
@@ -52,12 +53,14 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
         }
 
     async def through_batches(_: int) -> Figures:
+        await site.configure()
         return await rpc("batch", site.environment["PURCHASE_TARGET"], 8)
 
     async def through_unary(_: int) -> Figures:
         return await rpc("create", site.environment["PURCHASE_TARGET"], 200)
 
     async def bare(_: int) -> Figures:
+        await site.stop("settlement")
         async with bare_grpc() as port:
             return await rpc("create", f"127.0.0.1:{port}", 200)
 
@@ -66,11 +69,14 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
         return {**answers(results, _ACCEPTED), "errors": results.errors}
 
     async def with_row_locks(_: int) -> Figures:
+        # The peers have the machine for themselves: nothing of ours is settled meanwhile.
+        await site.stop("settlement")
         async with row_locks(peer) as port:
             plan = plan_of(f"http://127.0.0.1:{port}", peer.sale_id, tokens, _PEERS, connections=100)
             return await peer_figures(plan)
 
     async def with_celery(_: int) -> Figures:
+        await site.stop("settlement")
         async with redis_and_celery(peer) as port:
             plan = plan_of(f"http://127.0.0.1:{port}", peer.sale_id, tokens, _PEERS, connections=100)
             return await peer_figures(plan)

@@ -18,7 +18,7 @@ from bench.site import Site
 
 NAME = "flood"
 #: Enough to settle for all the time, at the pace of the default settings.
-_PURCHASES, _RATE_PER_S = 18_000, 500
+_PURCHASES, _RATE_PER_S = 26_000, 500
 _SECONDS = 10
 _CONNECTIONS, _AT_ONCE = 200, 200
 
