@@ -84,6 +84,7 @@ async def test_what_cannot_be_parsed_is_a_dead_letter_and_blocks_nobody(rig: Set
         await eventually(all_dead)
 
 
+@pytest.mark.slow
 async def test_consumption_goes_on_after_a_broker_restart(servers: Servers, rig: SettlementRig) -> None:
     ids = await funded_purchases(rig, 300)
     async with rig.worker():

@@ -45,7 +45,7 @@ def test_redis_wants_the_password_and_appends_every_second(servers: Servers) -> 
         client.ping()
 
 
-@pytest.mark.parametrize("part", ["redis", "postgres", "rabbitmq"])
+@pytest.mark.parametrize("part", ["redis", "postgres", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def test_a_killed_server_is_started_again(servers: Servers, part: str) -> None:
     _ = servers.redis_url, servers.postgres_admin_url, servers.amqp_url
     servers.kill(part)
@@ -79,6 +79,7 @@ def _count_for_long(url: str) -> None:
         conn.execute("SELECT count(*) FROM generate_series(1, 1000000000)")
 
 
+@pytest.mark.slow
 def test_the_message_broker_comes_back_although_its_port_mapper_is_killed_with_it(servers: Servers) -> None:
     _ = servers.amqp_url
     stack = servers.stack

@@ -1,5 +1,5 @@
 -- Purchases are inserted a batch at a time and queued a moment later. That they are queued is noted once for the batch: a
--- note in each row would be a second version of every purchase, a tenth of what accepting it costs.
+-- note in each row would be a second version of every purchase.
 
 CREATE SEQUENCE purchase_batches;
 
