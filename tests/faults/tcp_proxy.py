@@ -5,6 +5,7 @@ a reply, silence in one direction and lost packets, switched while the loop of t
 """
 
 import asyncio
+import contextlib
 import copy
 import ctypes
 import random
@@ -184,7 +185,9 @@ class TcpProxy:
         if self.faults.unplugged:
             for sock in self._sockets():
                 self.note_drops(sock)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+                # One that was connected in the same moment in which all were unplugged has none.
+                with contextlib.suppress(FileNotFoundError):
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
             self._drops.clear()
         self.faults = Faults()
         for connection in list(self.connections):
@@ -228,6 +231,8 @@ class TcpProxy:
                 raise
             return
         if connection in self.connections:
+            if self.faults.unplugged:
+                server.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
             connection.begin(server)
         else:
             server.close()
