@@ -59,7 +59,7 @@ async def _one_who_keeps_asking(run: Run) -> None:
     if not during:
         raise FaultError("nobody else asked meanwhile")
     calm, busy = _p99(before), _p99(during)
-    run.recovery_s["p99 before, ms"], run.recovery_s["p99 meanwhile, ms"] = calm, busy
+    run.effects["p99 before, ms"], run.effects["p99 meanwhile, ms"] = round(calm), round(busy)
     neighbours = [event for event in during if partition_of(event.user_id, PARTITIONS) == partition]
     run.effects["others of the partition"] = len(neighbours)
     told = f"p99 of the others went from {calm:.0f} to {busy:.0f} ms"
