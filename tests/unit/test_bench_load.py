@@ -1,7 +1,6 @@
 """The load generator buys like a person: one request at a time, patient after 429, always with the same key."""
 
 import asyncio
-import contextlib
 import json
 import re
 from collections import Counter
@@ -62,11 +61,10 @@ async def started(
     connections: int,
     attempts_max: int = 20,
     offered_per_s: float = 0.0,
-    gone_share: float = 0.0,
 ) -> AsyncIterator[Burst]:
     buyers = [Buyer(f"u{number}", "token", f"key-{number}") for number in range(users)]
     path = "/v1/sales/x/purchases"
-    burst = Burst(LoadPlan("127.0.0.1", port, path, "", buyers, connections, attempts_max, offered_per_s, gone_share))
+    burst = Burst(LoadPlan("127.0.0.1", port, path, "", buyers, connections, attempts_max, offered_per_s))
     await burst.connect()
     burst.start()
     try:
@@ -152,28 +150,6 @@ async def test_with_one_attempt_a_buyer_told_429_is_answered() -> None:
         results = burst.results()
     assert [buyer.first_status for buyer in results.buyers] == [429] * 5
     assert (results.shed_429, results.errors) == (5, 0)
-
-
-async def test_buyers_who_leave_are_no_errors_and_others_go_on() -> None:
-    async def answered_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(14)
-                await asyncio.sleep(0.02)
-                writer.write(rendered((202, {"purchase_id": "x"}, "")))
-        writer.close()
-
-    server = await asyncio.start_server(answered_late, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with started(port, 100, 10, gone_share=0.2) as burst:
-        results = burst.results()
-    server.close()
-    assert Counter((buyer.first_status, buyer.first_reason) for buyer in results.buyers) == {
-        (202, ""): 80,
-        (0, "LEFT"): 20,
-    }
-    assert results.errors == 0
 
 
 async def test_the_refused_try_again_only_as_many_as_there_is_stock() -> None:
