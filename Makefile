@@ -42,7 +42,7 @@ settle: up  ## Measure settlement with the bucket open (SHARES)
 test: install lint  ## Run lint and all tests, on servers of their own
 	@$(python) -m pytest
 
-bench: install  ## Measure everything beside its peers; 15 minutes (ONLY, ROUNDS)
+bench: install  ## Measure everything beside its peers (ONLY, ROUNDS)
 	@stack/bootstrap.sh bench
 	@ONLY="$(ONLY)" ROUNDS=$(ROUNDS) $(python) -m bench
 
@@ -58,7 +58,7 @@ faults-proven: install  ## Plant bugs in a copy, and see that the fault suite ca
 	@stack/bootstrap.sh faults
 	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults.planted_bugs
 
-model: install  ## Check a model of the protocol exhaustively, and replay what breaks it without its rules; 4 minutes
+model: install  ## Check a model of the protocol exhaustively, and replay what breaks it without its rules
 	@stack/bootstrap.sh model
 	@$(python) -m model.check
 	@$(python) -m pytest -q -m slow tests/integration/test_model_replays.py

@@ -84,7 +84,7 @@ class Buying:
     @property
     def is_full(self) -> bool:
         """Whether more are on their way than can be answered in time."""
-        return self._batcher.queued + self._sent >= self.limit.length_max
+        return self._on_their_way >= self.limit.length_max
 
     def return_after_ms(self, now: float) -> int:
         """When somebody who is refused now should return, milliseconds."""
