@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test bench soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
+.PHONY: help install sale settle test test-slow bench soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
         fail-parked up down restart status logs clean audit token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
@@ -39,8 +39,11 @@ sale: install  ## Run a whole sale and print the verdict (USERS, SHARES, POOR, R
 settle: up  ## Measure settlement with the bucket open (SHARES)
 	@SHARES=$(SHARES) $(python) -m bench.settlement
 
-test: install lint  ## Run lint and all tests, on servers of their own
+test: install lint  ## Run lint and all tests but the slow ones, on servers of their own
 	@$(python) -m pytest
+
+test-slow: install  ## Run the tests that wait for time-outs and restarts of brokers
+	@$(python) -m pytest -m slow --ignore=tests/integration/test_model_replays.py
 
 bench: install  ## Measure everything beside its peers (ONLY, ROUNDS)
 	@stack/bootstrap.sh bench
@@ -52,7 +55,6 @@ soak: install  ## Sale after sale for ten minutes, and see that memory and descr
 faults:  ## Break every part under a running sale and check every promise (SEED, ONLY)
 	@stack/bootstrap.sh faults
 	@SEED=$(SEED) ONLY="$(ONLY)" $(python) -m tests.faults
-	@test -n "$(ONLY)" || $(python) -m pytest -q -m slow --ignore=tests/integration/test_model_replays.py
 
 faults-proven: install  ## Plant bugs in a copy, and see that the fault suite catches each (ONLY)
 	@stack/bootstrap.sh faults

@@ -106,15 +106,6 @@ async def _kill_all_of_every_kind(run: Run) -> None:
     run.recovery_s["every service serving"] = time.monotonic() - since
 
 
-async def _recalibrated_again_and_again(run: Run) -> None:
-    """Counts of stock meet reservations being inserted, as often as two processes can count."""
-    count = 0
-    while not run.traffic.sent_all:
-        await asyncio.gather(*(run.recalibrate() for _ in range(2)))
-        count += 2
-    run.effects["recalibrations"] = count
-
-
 async def _kill_at_random(run: Run) -> None:
     """Any process, servers too, at any time, again and again."""
     stack = run.world.stack
@@ -146,7 +137,6 @@ def faults() -> Iterator[Fault]:
     for kind in ("inventory", "balance", "purchase", "settlement", "gateway"):
         for phase in ("burst", "settlement"):
             yield Fault(f"kill {kind} in {phase}", "kill", _kill(kind), phase=phase)
-    yield Fault("recalibrated again and again", "recalibration", _recalibrated_again_and_again, scale=scale)
     yield Fault("kill every service", "kill", _kill_all_of_every_kind, phase="settlement")
     for number in (1, 2):
         yield Fault(f"kill at random {number}", "random kills", _kill_at_random, scale=Scale(spread_s=8.0))

@@ -118,7 +118,7 @@ BUGS = (
     ),
     Bug(
         "FOR SHARE left out of the insert",
-        "recalibrated again and again",
+        "recalibrated while inserts are slow",
         (("inventory_svc/sql/reservation_book.sql", "AND epoch = %(epoch)s FOR SHARE", "AND epoch = %(epoch)s"),),
     ),
     Bug(
@@ -152,7 +152,7 @@ BUGS = (
     ),
     Bug(
         "a cancel wins after the claim",
-        "kill settlement in burst",
+        "cancelled while being settled",
         (
             (
                 "purchase_svc/sql/purchase.sql",

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults import clocks, fairness, kills, large_sale, messages, network_faults, rolling, server_faults
+from tests.faults import (
+    clocks,
+    fairness,
+    kills,
+    large_sale,
+    messages,
+    network_faults,
+    overlaps,
+    rolling,
+    server_faults,
+)
 from tests.faults.faults import Fault
 from tests.faults.report import Report, Result
 from tests.faults.run import FaultError, Run
@@ -21,7 +31,7 @@ _INJECT_S_MAX = 120.0
 
 def all_faults() -> list[Fault]:
     """Every fault there is, in the order in which the suite runs them."""
-    kinds = (kills, server_faults, large_sale, network_faults, clocks, messages, rolling, fairness)
+    kinds = (kills, overlaps, server_faults, large_sale, network_faults, clocks, messages, rolling, fairness)
     return [fault for kind in kinds for fault in kind.faults()]
 
 

@@ -146,7 +146,7 @@ class Traffic:
         if buyer.repeats:
             await self._buy(buyer)
         if buyer.cancels:
-            await self._cancel(buyer)
+            await self.cancel(buyer)
 
     async def _hope(self) -> bool:
         """Waits until something is on sale for one more than already try; false when it is over."""
@@ -177,7 +177,8 @@ class Traffic:
                     self.refused.add(buyer.key)
                 return reply.status
 
-    async def _cancel(self, buyer: Buyer) -> None:
+    async def cancel(self, buyer: Buyer) -> None:
+        """Sends the cancel of a purchase that was accepted until it is decided, or the buyer gives up."""
         path = f"/v1/purchases/{self.history.accepted[buyer.key]}"
         while True:
             reply = await self._send("cancel", buyer, "DELETE", path)
