@@ -16,8 +16,9 @@ from purchase_svc.sweep_book import SweepBook
 _PAGE_SIZE = 1_000
 #: Sales looked at in one round, the newest: pages of them.
 _SALE_PAGES_MAX = 10
-#: Closed sales take no new reservations, so they are looked at in one round out of so many.
-_ROUNDS_PER_CLOSED = 10
+#: Pages of closed sales' reservations looked at in one search: they take no new ones, and nobody waits for what they
+#: have. There may be thousands of such sales, and they must not keep the search from the open ones.
+_CLOSED_PAGES = 1
 
 
 @dataclass(slots=True)
@@ -29,38 +30,46 @@ class _Place:
 
 
 class AbandonedSearch:
-    """Goes round all sales, and round each one's old reservations, a few pages at each call."""
+    """Goes round the sales that are on, and round each one's old reservations, a few pages at each call; beside them,
+    and more slowly, round the closed ones."""
 
     def __init__(self, book: SweepBook, services: SettlementServices, *, min_age_ms: int) -> None:
         self._book = book
         self._services = services
         self._min_age_ms = min_age_ms
-        self._places: deque[_Place] = deque()
-        self._round = 0
+        self._on: deque[_Place] = deque()
+        self._closed: deque[_Place] = deque()
 
     async def search(self, pages_max: int) -> int:
-        """Looks at up to ``pages_max`` pages of reservations of one round; returns how many were recorded as ABANDONED.
+        """Looks at up to ``pages_max`` pages of reservations of sales that are on, in one round, and at one of those
+        that are closed; returns how many were recorded as ABANDONED.
 
         Recorded first, released later: a buyer's late insert then finds the purchase ended, and never the reverse.
         Raises UNAVAILABLE.
         """
-        if not self._places:
+        if not self._on:
+            closed: list[_Place] = []
             async for sale in self._sales():
-                self._places.append(_Place(sale))
-            self._round += 1
+                (closed if sale.state == pb.SALE_STATE_CLOSED else self._on).append(_Place(sale))
+            if not self._closed:
+                self._closed.extend(closed)
+        found = await self._go_on(self._on, pages_max)
+        return found + await self._go_on(self._closed, _CLOSED_PAGES)
+
+    async def _go_on(self, places: deque[_Place], pages_max: int) -> int:
         found = 0
         for _ in range(pages_max):
-            if not self._places:
+            if not places:
                 break
-            place = self._places.popleft()
+            place = places.popleft()
             try:
                 found += await self._look(place)
             except DomainError:
                 # To the end, so that one sale that cannot be read does not keep the search from the others.
-                self._places.append(place)
+                places.append(place)
                 raise
             if place.page_token:
-                self._places.appendleft(place)
+                places.appendleft(place)
         return found
 
     async def _sales(self) -> AsyncIterator[pb.Sale]:
@@ -68,8 +77,7 @@ class AbandonedSearch:
         for _ in range(_SALE_PAGES_MAX):
             page = await self._services.list_sales(_PAGE_SIZE, token)
             for sale in page.sales:
-                closed = sale.state == pb.SALE_STATE_CLOSED and self._round % _ROUNDS_PER_CLOSED != 0
-                if sale.state != pb.SALE_STATE_DRAFT and not closed:
+                if sale.state != pb.SALE_STATE_DRAFT:
                     yield sale
             token = page.next_page_token
             if not token:
