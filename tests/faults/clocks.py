@@ -144,7 +144,7 @@ def faults() -> Iterator[Fault]:
     """All faults of time."""
     slow = Scale(spread_s=3.0, habits=Habits(give_up=0.0))
     for point in _OTHERWISE:
-        careless = Scale(spread_s=3.0, habits=Habits(give_up=1.0, cancel=0.0))
+        careless = Scale(spread_s=3.0, habits=Habits(give_up=1.0, cancel=0.0, repeat=0.0))
         scale = careless if point == "purchase.reserved" else slow
         yield Fault(f"asleep at {point}", "time", _asleep_at(point), scale=scale)
     yield Fault("asleep at settlement.held, expirer killed", "time", _expirer_killed, scale=slow)

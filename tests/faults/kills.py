@@ -28,6 +28,8 @@ _NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "balance.released": (("purchase.cancelled", "kill"),),
     "settlement.requeued": (("balance.placed", "kill"),),
 }
+#: Of these, those at which a purchase is found that its buyer has left.
+_LOST = {"sweeper.published", "sweeper.recorded"}
 #: Points that other faults reach, or that nothing in a purchase reaches.
 _ELSEWHERE = {
     "balance.expired": "a hold expires only while its worker is stopped: tests/faults/clocks.py",
@@ -127,12 +129,14 @@ async def _kill_at_random(run: Run) -> None:
 def faults() -> Iterator[Fault]:
     """All kills."""
     # More who give up and cancel, so that what they leave behind is there to be killed over.
-    scale = Scale(spread_s=3.0, habits=Habits(cancel=0.12))
-    careless = Scale(spread_s=3.0, habits=Habits(cancel=0.3, give_up=1.0))
+    scale = Scale(spread_s=2.5, habits=Habits(cancel=0.12))
+    careless = Scale(spread_s=2.5, habits=Habits(cancel=0.3, give_up=1.0))
+    # Nobody repeats or cancels: the killed call may carry a single purchase, and that one must be left behind.
+    lost = Scale(spread_s=2.5, habits=Habits(cancel=0.0, repeat=0.0, give_up=1.0))
     for point in points():
         if point not in _ELSEWHERE:
             quick = point in ("inventory.granted", "settlement.assigned")
-            size = careless if point in _NEEDS else scale
+            size = lost if point in _LOST else careless if point in _NEEDS else scale
             yield Fault(f"kill at {point}", "kill", _kill_at(point), quick=quick, scale=size)
     for kind in ("inventory", "balance", "purchase", "settlement", "gateway"):
         for phase in ("burst", "settlement"):

@@ -25,8 +25,9 @@ T = TypeVar("T")
 #: (a grant outlives the call that made it, a reservation the buyer's call) stays as in production.
 SETTINGS = {
     "MESH_ENVIRONMENT": "test",
-    "SETTLEMENT_RATE_PER_S": "125",
+    "SETTLEMENT_RATE_PER_S": "150",
     "SETTLEMENT_BURST": "50",
+    "SETTLEMENT_SWEEP_INTERVAL_MS": "500",
     "SETTLEMENT_STALE_AFTER_MS": "4000",
     "SETTLEMENT_ABANDONED_AFTER_MS": "5000",
     "SETTLEMENT_CALL_TIMEOUT_MS": "3000",
