@@ -26,8 +26,9 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 def _goals(axes: Axes, report: Mapping[str, Any]) -> None:
     """How far each goal is: 1 is reached."""
     seen = reached(report)[::-1]
-    shares = [each.goal.reach / each.value if each.goal.most else each.value / each.goal.reach for each in seen]
-    axes.barh([each.goal.words for each in seen], shares, color=[_COLOURS[each.mark] for each in seen])
+    axes.barh(
+        [each.goal.words for each in seen], [each.share for each in seen], color=[_COLOURS[each.mark] for each in seen]
+    )
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_title("Goals: right of the line is reached")
 

@@ -98,6 +98,11 @@ async def open_sale(clients: Clients, name: str, shares: int, price_minor: int, 
     return sale_id
 
 
+def tokens_of(secret: str, users: Sequence[str]) -> dict[str, str]:
+    """A token for each user."""
+    return {user: issue(secret, user, _TOKEN_TTL_S) for user in users}
+
+
 async def seed(
     clients: Clients, secret: str, *, users: int, shares: int, poor: float, price_minor: int = 2500
 ) -> Seeded:
@@ -115,5 +120,5 @@ async def seed(
         sale_id = await open_sale(clients, f"Sale {run}", shares, price_minor)
     except DomainError as error:
         raise SeedingError(f"the sale could not be prepared: {error.reason_name}: {error.message}") from error
-    buyers = tuple(Buyer(name, issue(secret, name, _TOKEN_TTL_S), f"{name}-buy") for name in names)
+    buyers = tuple(Buyer(name, token, f"{name}-buy") for name, token in tokens_of(secret, names).items())
     return Seeded(sale_id, shares, price_minor, buyers, funds)

@@ -37,6 +37,28 @@ async def durability(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+async def recorded(environment: Mapping[str, str], sale_id: str) -> dict[str, int]:
+    """What the database has of a sale, and how much of it is known to be queued; waits up to 10 s for the last
+    messages."""
+    rows = [(0, 0)]
+    for _ in range(100):
+        sql = (
+            "SELECT count(*), count(coalesce(p.queue_time, b.queue_time)) FROM purchases p"
+            " LEFT JOIN queued_batches b USING (batch_id) WHERE sale_id = %(sale_id)s"
+        )
+        rows = await query(environment, "purchase", sql, {"sale_id": sale_id})
+        if rows[0][0] == rows[0][1]:
+            break
+        await asyncio.sleep(0.1)
+    return {"purchases": int(rows[0][0]), "queued": int(rows[0][1])}
+
+
+async def redis_memory(environment: Mapping[str, str]) -> int:
+    """Bytes that Redis has allocated (used_memory of INFO)."""
+    async with Redis.from_url(environment["REDIS_URL"]) as client:
+        return int((await client.info("memory"))["used_memory"])
+
+
 async def work_given(site: Site) -> dict[str, int]:
     """Commands, transactions and messages that the servers have been given so far, by server."""
     environment = site.environment

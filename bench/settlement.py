@@ -61,15 +61,15 @@ async def reserve(clients: Clients, seeded: Seeded) -> None:
     await asyncio.gather(*(buy(first) for first in range(0, len(seeded.buyers), _BATCH)))
 
 
-async def until_settled(clients: Clients, seeded: Seeded) -> Following:
-    """Waits until every buyer's purchase is final. Raises SeedingError when that takes too long."""
+async def until_settled(clients: Clients, sale_id: str, count: int) -> Following:
+    """Waits until ``count`` purchases of a sale are final. Raises SeedingError when that takes too long."""
     now = Following()
     deadline = asyncio.get_running_loop().time() + _LIMIT_S
-    while now.settled < len(seeded.buyers):
+    while now.settled < count:
         if asyncio.get_running_loop().time() > deadline:
-            raise SeedingError(f"{now.settled:,} of {len(seeded.buyers):,} settled after {_LIMIT_S:.0f} s")
+            raise SeedingError(f"{now.settled:,} of {count:,} settled after {_LIMIT_S:.0f} s")
         await asyncio.sleep(_POLL_S)
-        await read_summary(clients, seeded.sale_id, now)
+        await read_summary(clients, sale_id, now)
     return now
 
 
@@ -84,7 +84,7 @@ async def measure(settings: SettlementSettings, folder: StackFolder, values: Map
             )
             await reserve(clients, seeded)
             await asyncio.to_thread(stack_as_started(folder, OPEN).start_services)
-            now = await until_settled(clients, seeded)
+            now = await until_settled(clients, seeded.sale_id, settings.shares)
         finally:
             await asyncio.to_thread(stack.start_services)
         findings = await audit(clients)

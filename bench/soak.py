@@ -14,14 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvloop
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
 from bench.audit.auditing import audit
 from bench.clients import call
-from bench.load.plan import LoadPlan
+from bench.load.plan import LoadPlan, purchases_at
 from bench.load.process import LoadError
 from bench.load.run import run_load
 from bench.processor_time import descriptors, resident_mb
@@ -86,13 +85,8 @@ class Samples:
 
 async def _sale(site: Site) -> dict[str, int]:
     seeded = await seed(site.clients, site.secret, users=_USERS, shares=_SHARES, poor=0.05)
-    parts = urlsplit(site.environment["GATEWAY_URL"])
-    assert parts.hostname is not None
-    assert parts.port is not None
     plan = LoadPlan(
-        parts.hostname,
-        parts.port,
-        f"/v1/sales/{seeded.sale_id}/purchases",
+        *purchases_at(site.environment["GATEWAY_URL"], seeded.sale_id),
         "",
         list(seeded.buyers),
         _CONNECTIONS,

@@ -6,12 +6,12 @@ prints its port.
 
 import asyncio
 import contextlib
-import os
 import sys
 from typing import cast
 
 import uvloop
 
+from bench.child import start_module
 from bench.load.plan import Buyer, LoadPlan, LoadResults, first_latencies
 from bench.load.run import run_load
 from bench.percentiles import percentile
@@ -72,15 +72,7 @@ async def measure_ceiling(users: int = 50_000, connections: int = 2_000) -> Load
 
     Raises LoadError when the burst does not go through.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.load.constant_server",
-        "serve",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    process = await start_module("bench.load.constant_server", "serve")
     assert process.stdout is not None
     try:
         async with asyncio.timeout(20):

@@ -29,6 +29,13 @@ class Answer:
         """Whether the server will close the connection after it."""
         return b"\r\nconnection: close" in self.head
 
+    @property
+    def retry_after_s(self) -> int | None:
+        """The whole seconds that its Retry-After header names; None when there is none such."""
+        at = self.head.find(b"\r\nretry-after:")
+        text = self.head[at + 14 :].split(b"\r\n", 1)[0].strip() if at >= 0 else b""
+        return int(text) if text.isdigit() else None
+
 
 class Facts(msgspec.Struct, frozen=True):
     """What a buyer needs of a body, be it a purchase or a problem (RFC 9457)."""
@@ -79,9 +86,5 @@ def retry_delay_ms(answer: Answer, facts: Facts) -> int:
     """How long to wait before the repetition, milliseconds: the body's figure, else Retry-After, else 500."""
     if facts.retry_after_ms > 0:
         return min(facts.retry_after_ms, RETRY_MS_MAX)
-    at = answer.head.find(b"\r\nretry-after:")
-    if at >= 0:
-        text = answer.head[at + 14 :].split(b"\r\n", 1)[0].strip()
-        if text.isdigit():
-            return min(int(text) * 1000, RETRY_MS_MAX)
-    return DEFAULT_RETRY_MS
+    after_s = answer.retry_after_s
+    return DEFAULT_RETRY_MS if after_s is None else min(after_s * 1000, RETRY_MS_MAX)

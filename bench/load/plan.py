@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -99,6 +100,14 @@ class LoadResults(msgspec.Struct, frozen=True):
     buyers: list[BuyerResult]
     cpu_s: float = 0.0
     """Processor time that the generator took from the start on."""
+
+
+def purchases_at(gateway_url: str, sale_id: str) -> tuple[str, int, str]:
+    """Host, port and path to which the purchases of a sale are sent: the first three fields of a LoadPlan."""
+    parts = urlsplit(gateway_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port, f"/v1/sales/{sale_id}/purchases"
 
 
 def is_among(index: int, share: float) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.child import start_module
 from bench.load.plan import Command, LoadPlan, LoadResults, Progress, line
 
 _READY_S_MAX = 60.0
@@ -82,15 +82,7 @@ async def load_process(plan: LoadPlan) -> AsyncIterator[LoadProcess]:
         plan_file = Path(folder) / "plan.json"
         plan = msgspec.structs.replace(plan, results_file=str(results_file))
         await asyncio.to_thread(_write_private, plan_file, msgspec.json.encode(plan))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "bench.load.generator",
-            str(plan_file),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
+        process = await start_module("bench.load.generator", str(plan_file))
         try:
             yield LoadProcess(process, results_file)
         finally:

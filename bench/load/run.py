@@ -1,11 +1,10 @@
 """Runs a load generator from start to end, without the follow-up that a whole sale has."""
 
 import asyncio
-import os
-import sys
 
 import msgspec
 
+from bench.child import start_module
 from bench.load.plan import LoadPlan, LoadResults
 from bench.load.process import LoadError, load_process
 from bench.load.rpc_plan import RpcPlan, RpcResults
@@ -29,14 +28,7 @@ async def run_load(plan: LoadPlan) -> LoadResults:
 
 async def run_rpcs(plan: RpcPlan) -> RpcResults:
     """The calls of a plan, by a process of its own. Raises LoadError."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.load.rpc_generator",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    process = await start_module("bench.load.rpc_generator")
     try:
         async with asyncio.timeout(plan.seconds + _RPC_EXTRA_S_MAX):
             output, _ = await process.communicate(msgspec.json.encode(plan))

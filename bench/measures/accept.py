@@ -3,17 +3,18 @@ what people would use instead."""
 
 import asyncio
 import uuid
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from bench.contest import Figures, Say, alternate, median
-from bench.load.plan import LoadPlan
+from bench.contest import Contestant, Figures, Say, alternate, median
 from bench.load.rpc_plan import RpcPlan
 from bench.load.run import run_load, run_rpcs
-from bench.measures.buyers import PRICE_MINOR, answers, plan_of, tokens_of
+from bench.measures.buyers import PRICE_MINOR, answers, plan_of
+from bench.peers.limits import redis_benchmark
 from bench.peers.running import PeerError, bare_grpc, open_peer_sale, redis_and_celery, row_locks
 from bench.processor_time import processor_seconds, used_since
-from bench.seeding import fund_accounts, open_sale
-from bench.server_figures import query
+from bench.seeding import fund_accounts, open_sale, tokens_of
+from bench.server_figures import recorded
 from bench.site import Site
 
 NAME = "accept"
@@ -24,6 +25,7 @@ _SECONDS = 4.0
 #: A peer below this has not been given what it needs, and nothing may be compared with it.
 _ROW_LOCKS_MIN_PER_S = 700.0
 _ACCEPTED = 202
+_DECREMENTS = "redis-benchmark DECRBY"
 
 
 async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
@@ -64,58 +66,44 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
         async with bare_grpc() as port:
             return await rpc("create", f"127.0.0.1:{port}", 200)
 
-    async def peer_figures(plan: LoadPlan) -> Figures:
-        results = await run_load(plan)
-        return {**answers(results, _ACCEPTED), "errors": results.errors}
-
-    async def with_row_locks(_: int) -> Figures:
+    async def peer_figures(serving: AbstractAsyncContextManager[int]) -> Figures:
         # The peers have the machine for themselves: nothing of ours is settled meanwhile.
         await site.stop("settlement")
-        async with row_locks(peer) as port:
+        async with serving as port:
             plan = plan_of(f"http://127.0.0.1:{port}", peer.sale_id, tokens, _PEERS, connections=100)
-            return await peer_figures(plan)
+            results = await run_load(plan)
+        return {**answers(results, _ACCEPTED), "errors": results.errors}
 
-    async def with_celery(_: int) -> Figures:
+    async def decrements(_: int) -> Figures:
         await site.stop("settlement")
-        async with redis_and_celery(peer) as port:
-            plan = plan_of(f"http://127.0.0.1:{port}", peer.sale_id, tokens, _PEERS, connections=100)
-            return await peer_figures(plan)
+        return {"per_s": await redis_benchmark(site.environment)}
 
-    contestants = {
+    contestants: dict[str, Contestant] = {
         "http": through_http,
-        "fastapi row locks": with_row_locks,
-        "fastapi redis celery": with_celery,
+        "fastapi row locks": lambda _: peer_figures(row_locks(peer)),
+        "fastapi redis celery": lambda _: peer_figures(redis_and_celery(peer)),
         "grpc batches": through_batches,
         "grpc unary": through_unary,
         "bare grpc unary": bare,
+        _DECREMENTS: decrements,
     }
     seen: dict[str, Any] = await alternate(rounds, contestants, say)
     if median(seen, "fastapi row locks", "per_s") < _ROW_LOCKS_MIN_PER_S:
         raise PeerError(f"FastAPI with row locks accepts less than {_ROW_LOCKS_MIN_PER_S:g}/s here: the run is void")
     http, unary = median(seen, "http", "per_s"), median(seen, "grpc unary", "per_s")
+    decremented = median(seen, _DECREMENTS, "per_s")
+    # Told apart from the others, for it accepts nothing: it is the least that any gate in Redis does for a purchase.
+    limits = {_DECREMENTS: seen.pop(_DECREMENTS)}
     return {
         **seen,
+        "limits": limits,
         "processor_s_of_the_last_http_round": processor,
-        "recorded": await _recorded(site, sale_id),
+        "recorded": await recorded(site.environment, sale_id),
         "ratios": {
             "http / fastapi row locks": http / median(seen, "fastapi row locks", "per_s"),
             "http / fastapi redis celery": http / median(seen, "fastapi redis celery", "per_s"),
             "grpc unary / bare grpc unary": unary / median(seen, "bare grpc unary", "per_s"),
             "grpc batches / http": median(seen, "grpc batches", "per_s") / http,
+            f"http / {_DECREMENTS}": http / decremented,
         },
     }
-
-
-async def _recorded(site: Site, sale_id: str) -> dict[str, int]:
-    """What the database has of the sale, and how much of it is known to be queued; waits for the last messages."""
-    rows = [(0, 0)]
-    for _ in range(100):
-        sql = (
-            "SELECT count(*), count(coalesce(p.queue_time, b.queue_time)) FROM purchases p"
-            " LEFT JOIN queued_batches b USING (batch_id) WHERE sale_id = %(sale_id)s"
-        )
-        rows = await query(site.environment, "purchase", sql, {"sale_id": sale_id})
-        if rows[0][0] == rows[0][1]:
-            break
-        await asyncio.sleep(0.1)
-    return {"purchases": int(rows[0][0]), "queued": int(rows[0][1])}

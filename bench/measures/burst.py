@@ -2,11 +2,10 @@
 
 import asyncio
 from typing import Any
-from urllib.parse import urlsplit
 
 from bench.contest import Figures, Say, alternate
 from bench.load.constant_server import measure_ceiling
-from bench.load.plan import LoadPlan
+from bench.load.plan import LoadPlan, purchases_at
 from bench.load.run import run_load
 from bench.measures.buyers import answers
 from bench.processor_time import processor_seconds, used_since
@@ -23,11 +22,8 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
 
     async def burst(_: int) -> Figures:
         seeded = await seed(site.clients, site.secret, users=_USERS, shares=_SHARES, poor=0.05)
-        parts = urlsplit(site.environment["GATEWAY_URL"])
-        assert parts.hostname is not None
-        assert parts.port is not None
-        path = f"/v1/sales/{seeded.sale_id}/purchases"
-        plan = LoadPlan(parts.hostname, parts.port, path, "", list(seeded.buyers), _CONNECTIONS)
+        where = purchases_at(site.environment["GATEWAY_URL"], seeded.sale_id)
+        plan = LoadPlan(*where, "", list(seeded.buyers), _CONNECTIONS)
         before = await asyncio.to_thread(processor_seconds, site.stack)
         results = await run_load(plan)
         used = used_since(before, await asyncio.to_thread(processor_seconds, site.stack))

@@ -2,21 +2,12 @@
 
 import itertools
 import uuid
-from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from bench.contest import Figures
-from bench.load.plan import Buyer, LoadPlan, LoadResults, first_latencies
+from bench.load.plan import Buyer, LoadPlan, LoadResults, first_latencies, purchases_at
 from bench.percentiles import percentile
-from gateway.local_tokens import issue
 
-_TOKEN_TTL_S = 4 * 3600
 PRICE_MINOR = 100
-
-
-def tokens_of(secret: str, users: Sequence[str]) -> dict[str, str]:
-    """A token for each user."""
-    return {user: issue(secret, user, _TOKEN_TTL_S) for user in users}
 
 
 def plan_of(
@@ -30,15 +21,10 @@ def plan_of(
     offered_per_s: float = 0.0,
 ) -> LoadPlan:
     """``count`` purchases of one share, the users in turn, each with a request id of its own."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
     run, turns = uuid.uuid4().hex[:8], itertools.islice(itertools.cycle(tokens.items()), count)
     buyers = [Buyer(user, token, f"{run}-{number}") for number, (user, token) in enumerate(turns)]
     return LoadPlan(
-        parts.hostname,
-        parts.port,
-        f"/v1/sales/{sale_id}/purchases",
+        *purchases_at(url, sale_id),
         "",
         buyers,
         connections,

@@ -5,7 +5,6 @@ until its standard input ends.
 """
 
 import asyncio
-import os
 import resource
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from bench.child import start_module
 from bench.load.process import LoadError
 
 _AT_ONCE = 64
@@ -37,12 +37,7 @@ async def viewers(url: str, sale_id: str, count: int) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _held(url: str, count: int, *path: str) -> AsyncIterator[None]:
     parts = urlsplit(url)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.measures.bystanders", str(parts.hostname), str(parts.port), str(count), *path),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    process = await start_module("bench.measures.bystanders", str(parts.hostname), str(parts.port), str(count), *path)
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -9,7 +9,6 @@ from bench.contest import Say
 from bench.load.rpc_plan import RpcPlan
 from bench.load.run import run_rpcs
 from bench.load.wrk import wrk
-from bench.measures.buyers import tokens_of
 from bench.processor_time import resident_mb
 from bench.sale.follow import Following, read_summary
 from bench.seeding import Seeded, seed
@@ -58,10 +57,8 @@ async def _pace_during(site: Site, seeded: Seeded, flood: Awaitable[dict[str, An
 
 
 async def _http(site: Site, seeded: Seeded) -> dict[str, Any]:
-    buyer = seeded.buyers[0]
-    token = tokens_of(site.secret, [buyer.user_id])[buyer.user_id]
     url = f"{site.environment['GATEWAY_URL']}/v1/balance?currency=EUR"
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = {"Authorization": f"Bearer {seeded.buyers[0].token}"}
     result = await wrk(url, method="GET", headers=headers, body="", connections=_CONNECTIONS, seconds=_SECONDS)
     return {
         "asked_per_s": round(result.per_s),

@@ -3,18 +3,19 @@ connections, viewers and waiting purchases cost."""
 
 import asyncio
 import uuid
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 from bench.contest import Say, spread
 from bench.load.run import run_load
-from bench.measures.buyers import PRICE_MINOR, answers, plan_of, tokens_of
+from bench.measures.buyers import PRICE_MINOR, answers, plan_of
 from bench.measures.bystanders import idle_connections, viewers
+from bench.measures.pending import memory_of_pending
 from bench.processor_time import processor_seconds, resident_mb, used_since
-from bench.sale.follow import Following, read_summary
-from bench.seeding import SeedingError, fund_accounts, open_sale
+from bench.seeding import fund_accounts, open_sale, tokens_of
 from bench.server_figures import query
-from bench.settlement import OPEN
+from bench.settlement import OPEN, until_settled
 from bench.site import Site
 from mesh.postgres import Queries
 
@@ -23,7 +24,6 @@ _USERS, _PURCHASES = 10_000, 10_000
 _ROUNDS = 3
 _MANY_ACCOUNTS, _MANY_PURCHASES, _MANY_SALES = 1_000_000, 1_000_000, 100
 _CONNECTIONS, _VIEWERS = 10_000, 5_000
-_SETTLE_S_MAX = 60.0
 _SQL = Queries(Path(__file__).parent)
 
 
@@ -41,7 +41,7 @@ class _Cost:
         sale_id = await open_sale(site.clients, "Growth", _PURCHASES * 2, PRICE_MINOR)
         before = await asyncio.to_thread(processor_seconds, site.stack)
         results = await run_load(plan_of(site.environment["GATEWAY_URL"], sale_id, self._tokens, _PURCHASES))
-        now = await _until_settled(site, sale_id, _PURCHASES)
+        now = await until_settled(site.clients, sale_id, _PURCHASES)
         used = used_since(before, await asyncio.to_thread(processor_seconds, site.stack))
         return {
             "processor_us_per_purchase": sum(used.values()) / _PURCHASES * 1e6,
@@ -55,16 +55,6 @@ class _Cost:
         found = {figure: spread([each[figure] for each in seen]) for figure in seen[0]}
         say(f"  {name}: " + ", ".join(f"{figure} {value['median']:,.4g}" for figure, value in found.items()))
         return found
-
-
-async def _until_settled(site: Site, sale_id: str, count: int) -> Following:
-    now, deadline = Following(), asyncio.get_running_loop().time() + _SETTLE_S_MAX
-    while now.settled < count:
-        if asyncio.get_running_loop().time() > deadline:
-            raise SeedingError(f"{now.settled:,} of {count:,} settled after {_SETTLE_S_MAX:.0f} s")
-        await asyncio.sleep(0.1)
-        await read_summary(site.clients, sale_id, now)
-    return now
 
 
 async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
@@ -85,6 +75,9 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
     await _many_purchases(site)
     seen["10^6 past purchases"] = await cost.measured("10^6 past purchases", say)
     seen["bystanders"] = await _bystanders(site, cost, say)
+    # The last: what it leaves unsettled is discarded with the site.
+    seen["pending"] = await memory_of_pending(site, tokens)
+    say(f"  pending: {seen['pending']}")
 
     def per_purchase(name: str) -> float:
         return float(seen[name]["processor_us_per_purchase"]["median"])
@@ -118,25 +111,23 @@ async def _many_purchases(site: Site) -> None:
 
 
 async def _bystanders(site: Site, cost: _Cost, say: Say) -> dict[str, Any]:
-    """Memory of the gateway for each open connection and viewer, and what a sale costs while they look on."""
-    found: dict[str, Any] = {}
-    bare_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
-    async with idle_connections(site.environment["GATEWAY_URL"], _CONNECTIONS):
-        with_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
-        found["connections"] = {
-            "open": _CONNECTIONS,
-            "kb_each": round((with_mb - bare_mb) * 1024 / _CONNECTIONS, 1),
-            **await cost.once(),
-        }
-    say(f"  connections: {found['connections']}")
+    """What connections and viewers cost, one kind after the other."""
+    url = site.environment["GATEWAY_URL"]
     sale_id = await open_sale(site.clients, "Viewed", 1_000, PRICE_MINOR)
-    bare_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
-    async with viewers(site.environment["GATEWAY_URL"], sale_id, _VIEWERS):
-        with_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
-        found["viewers"] = {
-            "open": _VIEWERS,
-            "kb_each": round((with_mb - bare_mb) * 1024 / _VIEWERS, 1),
-            **await cost.once(),
-        }
-    say(f"  viewers: {found['viewers']}")
+    kinds = {
+        "connections": (_CONNECTIONS, idle_connections(url, _CONNECTIONS)),
+        "viewers": (_VIEWERS, viewers(url, sale_id, _VIEWERS)),
+    }
+    found: dict[str, Any] = {}
+    for name, (count, held) in kinds.items():
+        found[name] = await _beside(site, cost, count, held)
+        say(f"  {name}: {found[name]}")
     return found
+
+
+async def _beside(site: Site, cost: _Cost, count: int, held: AbstractAsyncContextManager[None]) -> dict[str, Any]:
+    """Memory of the gateway for each of ``count`` that are ``held`` open, and what a sale costs while they look on."""
+    bare_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
+    async with held:
+        with_mb = await asyncio.to_thread(resident_mb, site.stack, "gateway")
+        return {"open": count, "kb_each": round((with_mb - bare_mb) * 1024 / count, 1), **await cost.once()}

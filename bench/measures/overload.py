@@ -8,9 +8,9 @@ from typing import Any
 from bench.contest import Say
 from bench.load.plan import first_latencies
 from bench.load.run import run_load
-from bench.measures.buyers import PRICE_MINOR, answers, plan_of, tokens_of
+from bench.measures.buyers import PRICE_MINOR, answers, plan_of
 from bench.percentiles import percentile
-from bench.seeding import fund_accounts, open_sale
+from bench.seeding import fund_accounts, open_sale, tokens_of
 from bench.site import Site
 
 NAME = "overload"

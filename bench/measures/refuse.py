@@ -1,23 +1,27 @@
 """How many requests a second are refused, sold out or 429, and that refusing costs the servers nothing (I9)."""
 
-import asyncio
 import json
 import uuid
 from typing import Any
 
 from bench.contest import Figures, Say, alternate, median
-from bench.load.process import LoadError
 from bench.load.run import run_load
-from bench.load.wrk import WrkResult, wrk
-from bench.measures.buyers import PRICE_MINOR, plan_of, tokens_of
+from bench.measures.buyers import PRICE_MINOR, plan_of
+from bench.measures.refusals import Asker, Refusal, cost_of_refusing, full_queue
 from bench.peers.running import nginx
-from bench.seeding import fund_accounts, open_sale
-from bench.server_figures import work_given
+from bench.seeding import fund_accounts, open_sale, tokens_of
+from bench.settlement import until_settled
 from bench.site import Site
 
 NAME = "refuse"
-_SECONDS, _CONNECTIONS = 4, 100
-_BODY = '{"quantity":1}'
+_SECONDS = 4
+#: Enough that nobody waits for a turn: whom the rate of users refuses has come that far.
+_STOCK = 1_000
+#: One purchase and then none for 100 s, longer than refusals are looked at.
+_RARELY = {"GATEWAY_USER_RATE_PER_S": "0.01", "GATEWAY_USER_BURST": "1"}
+_SOLD_OUT = Refusal(409, "SOLD_OUT", returns=False)
+_OVERLOADED = Refusal(429, "OVERLOADED", returns=True)
+_TOO_OFTEN = Refusal(429, "USER_RATE_LIMITED", returns=True)
 #: What the gateway answers when all is sold, as nginx returns it.
 _CONSTANT = json.dumps(
     {
@@ -34,56 +38,41 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
     """Leaves the site's gateway as it found it."""
     user = f"r{uuid.uuid4().hex[:8]}"
     await fund_accounts(site.clients, {user: PRICE_MINOR * 10}, user)
-    sale_id = await open_sale(site.clients, "Refuse", 1, PRICE_MINOR)
-    url = site.environment["GATEWAY_URL"]
     tokens = tokens_of(site.secret, [user])
-    await run_load(plan_of(url, sale_id, tokens, 1, connections=1))
-    path = f"/v1/sales/{sale_id}/purchases"
+    url = site.environment["GATEWAY_URL"]
 
-    async def ask(base: str) -> WrkResult:
-        headers = {
-            "Authorization": f"Bearer {tokens[user]}",
-            "Idempotency-Key": "refused",
-            "Content-Type": "application/json",
-        }
-        return await wrk(
-            base + path, method="POST", headers=headers, body=_BODY, connections=_CONNECTIONS, seconds=_SECONDS
-        )
+    async def bought_once(shares: int) -> Asker:
+        """Of a sale of so many shares, with one sold and nothing left to do."""
+        sale_id = await open_sale(site.clients, "Refuse", shares, PRICE_MINOR)
+        await run_load(plan_of(url, sale_id, tokens, 1, connections=1))
+        await until_settled(site.clients, sale_id, 1)
+        return Asker(sale_id, user, tokens[user])
 
-    def figures(result: WrkResult) -> Figures:
-        if result.refused != result.requests or result.broken:
-            raise LoadError(f"not every request was refused: {result}")
-        return {"per_s": result.per_s, "p99_ms": result.p99_ms}
+    asker = await bought_once(1)
 
     async def sold_out(_: int) -> Figures:
-        return figures(await ask(url))
+        return await asker.flood(url, _SECONDS)
 
     async def constant(_: int) -> Figures:
         async with nginx(_CONSTANT.replace("'", "")) as port:
-            return figures(await ask(f"http://127.0.0.1:{port}"))
+            return await asker.flood(f"http://127.0.0.1:{port}", _SECONDS)
 
     seen: dict[str, Any] = await alternate(rounds, {"sold out": sold_out, "nginx constant": constant}, say)
-    work = {"sold out": await _work(site, ask, url)}
+    costs: dict[str, Any] = {"sold out": await cost_of_refusing(site, asker, _SOLD_OUT, say)}
+    try:
+        sale_id = await open_sale(site.clients, "Refuse, full", _STOCK, PRICE_MINOR)
+        async with full_queue(site, sale_id):
+            asker = Asker(sale_id, user, tokens[user])
+            costs["overloaded"] = await cost_of_refusing(site, asker, _OVERLOADED, say)
+        await site.configure(_RARELY)
+        costs["too often"] = await cost_of_refusing(site, await bought_once(_STOCK), _TOO_OFTEN, say)
+    finally:
+        await site.configure()
     return {
         **seen,
-        "work_of_servers": work,
+        "work_of_servers": costs,
         "ratios": {
-            "sold out / nginx constant": median(seen, "sold out", "per_s") / median(seen, "nginx constant", "per_s")
+            "sold out / nginx constant": median(seen, "sold out", "per_s") / median(seen, "nginx constant", "per_s"),
+            "servers' work / 1,000 refused": max(each["beyond idle, per 1,000 refused"] for each in costs.values()),
         },
-    }
-
-
-async def _work(site: Site, ask: Any, url: str) -> dict[str, Any]:
-    """What the servers were given while requests were refused, and in as long a time without any."""
-    first = await work_given(site)
-    began = asyncio.get_running_loop().time()
-    result = await ask(url)
-    took_s = asyncio.get_running_loop().time() - began
-    second = await work_given(site)
-    await asyncio.sleep(took_s)
-    third = await work_given(site)
-    return {
-        "refused": result.requests,
-        "while refusing": {name: second[name] - first[name] for name in first},
-        "while idle": {name: third[name] - second[name] for name in first},
     }

@@ -34,7 +34,7 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
         seeded = await seed(site.clients, site.secret, users=_PURCHASES, shares=_PURCHASES, poor=0.0)
         await reserve(site.clients, seeded)
         await site.configure(OPEN, replicas=one)
-        now = await until_settled(site.clients, seeded)
+        now = await until_settled(site.clients, seeded.sale_id, _PURCHASES)
         return {"per_s": now.confirmed / now.settle_wall_s, "confirmed": now.confirmed, "wall_s": now.settle_wall_s}
 
     def holds(clients: int) -> Any:
@@ -67,7 +67,7 @@ async def _paced(site: Site, workers: int) -> dict[str, float]:
     await site.configure(replicas=Replicas(settlement=workers))
     seeded = await seed(site.clients, site.secret, users=_PACED, shares=_PACED, poor=0.0)
     await reserve(site.clients, seeded)
-    now = await until_settled(site.clients, seeded)
+    now = await until_settled(site.clients, seeded.sale_id, _PACED)
     books = await call(site.clients.balance.CheckBooks, balance.CheckBooksRequest(beneficiary=seeded.sale_id))
     return {
         "holds_in_the_busiest_second": int(books.holds_per_s_max),

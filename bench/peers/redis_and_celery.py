@@ -5,16 +5,14 @@ PEER_DATABASE_URL, PEER_REDIS_URL, PEER_AMQP_URL, PEER_JWT_SECRET.
 """
 
 import os
-import uuid
-from typing import Annotated, Any
+from typing import Any
 
 import psycopg
 import redis
 from celery import Celery
-from fastapi import Depends, FastAPI, Header, HTTPException
-from pydantic import BaseModel, Field
+from fastapi import FastAPI, HTTPException
 
-from bench.peers.bearer import user_of
+from bench.peers.orders import Accepted, Asked
 
 celery = Celery("peer", broker=os.environ.get("PEER_AMQP_URL", ""))
 celery.conf.update(
@@ -38,34 +36,15 @@ _gate = redis.Redis.from_url(os.environ.get("PEER_REDIS_URL", "redis://"))
 _connection: psycopg.Connection[Any] | None = None
 
 
-class Wish(BaseModel):
-    """What a buyer sends."""
-
-    quantity: int = Field(default=1, ge=1, le=1000)
-
-
-class Accepted(BaseModel):
-    """What a buyer is told."""
-
-    purchase_id: uuid.UUID
-    state: str = "RESERVED"
-
-
 # Not async: what it does blocks, so FastAPI runs it in its thread pool.
 @app.post("/v1/sales/{sale_id}/purchases", status_code=202)
-def buy(
-    sale_id: uuid.UUID,
-    wish: Wish,
-    user_id: Annotated[str, Depends(user_of)],
-    idempotency_key: Annotated[str, Header()],
-) -> Accepted:
+def buy(asked: Asked) -> Accepted:
     """Takes a unit from Redis and leaves the rest to a task."""
-    purchase_id = uuid.uuid5(sale_id, f"{len(user_id)}:{user_id}:{idempotency_key}")
-    if _gate.decrby(f"peer:{sale_id}", wish.quantity) < 0:
-        _gate.incrby(f"peer:{sale_id}", wish.quantity)
+    if _gate.decrby(f"peer:{asked.sale_id}", asked.quantity) < 0:
+        _gate.incrby(f"peer:{asked.sale_id}", asked.quantity)
         raise HTTPException(409, "sold out")
-    charge.delay(str(purchase_id), str(sale_id), user_id, wish.quantity)
-    return Accepted(purchase_id=purchase_id)
+    charge.delay(str(asked.purchase_id), str(asked.sale_id), asked.user_id, asked.quantity)
+    return Accepted(purchase_id=asked.purchase_id, state="RESERVED")
 
 
 @celery.task

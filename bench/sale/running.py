@@ -12,14 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import uvloop
 from flashsale.balance.v1 import balance_service_pb2 as balance
 
 from bench.audit.auditing import audit, verdict_lines
 from bench.clients import Clients, call, open_clients
-from bench.load.plan import LoadPlan, LoadResults
+from bench.load.plan import LoadPlan, LoadResults, purchases_at
 from bench.load.process import LoadError, load_process
 from bench.sale.display import Display
 from bench.sale.follow import Following, follow, read_summary
@@ -56,12 +55,8 @@ class SaleSettings:
 
 
 def _plan(seeded: Seeded, settings: SaleSettings, gateway_url: str) -> LoadPlan:
-    url = urlsplit(gateway_url)
-    assert url.hostname is not None
-    assert url.port is not None
-    path = f"/v1/sales/{seeded.sale_id}/purchases"
-    buyers = list(seeded.buyers)
-    return LoadPlan(url.hostname, url.port, path, "", buyers, settings.connections, wave_s_max=_WAVE_S_MAX)
+    where = purchases_at(gateway_url, seeded.sale_id)
+    return LoadPlan(*where, "", list(seeded.buyers), settings.connections, wave_s_max=_WAVE_S_MAX)
 
 
 async def _buy(

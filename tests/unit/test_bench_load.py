@@ -1,6 +1,7 @@
 """The load generator buys like a person: one request at a time, patient after 429, always with the same key."""
 
 import asyncio
+import contextlib
 import json
 import re
 from collections import Counter
@@ -9,9 +10,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from bench.load.asking import ask_once
 from bench.load.burst import STOCK_MARGIN, Burst
 from bench.load.http_answers import AnswerError, cut_answer, facts_of, retry_delay_ms
-from bench.load.plan import Buyer, LoadPlan, first_latencies
+from bench.load.plan import Buyer, LoadPlan, first_latencies, is_among, purchases_at
+from bench.load.process import LoadError
+from bench.measures.refusals import Asker, Refusal
 
 #: (status, body, more head lines), or None to break the connection off.
 Reply = tuple[int, dict[str, object], str] | None
@@ -24,6 +28,15 @@ def rendered(reply: tuple[int, dict[str, object], str]) -> bytes:
     return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
+async def next_key(reader: asyncio.StreamReader) -> str:
+    """Reads one request; its key. Raises IncompleteReadError when no more come."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(14)
+    match = re.search(rb"Idempotency-Key: (\S+)", head)
+    assert match
+    return match[1].decode()
+
+
 @asynccontextmanager
 async def scripted_gateway(script: Script) -> AsyncIterator[tuple[int, Counter[str]]]:
     """A server that answers each key's n-th attempt (from 1) as ``script`` says; its port, and attempts by key."""
@@ -32,11 +45,7 @@ async def scripted_gateway(script: Script) -> AsyncIterator[tuple[int, Counter[s
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(14)
-                match = re.search(rb"Idempotency-Key: (\S+)", head)
-                assert match
-                key = match[1].decode()
+                key = await next_key(reader)
                 attempts[key] += 1
                 reply = script(key, attempts[key])
                 if reply is None:
@@ -55,16 +64,51 @@ async def scripted_gateway(script: Script) -> AsyncIterator[tuple[int, Counter[s
 
 
 @asynccontextmanager
+async def deaf_gateway(is_deaf_to: Callable[[str], bool]) -> AsyncIterator[tuple[int, Counter[str], Counter[str]]]:
+    """A server that accepts every key but those it is deaf to: there it waits until the client has hung up. Its port,
+    and requests and hang-ups by key, complete when the block is left: by then every connection is closed."""
+    requests, hang_ups = Counter[str](), Counter[str]()
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        serving.add(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                key = await next_key(reader)
+                requests[key] += 1
+                if is_deaf_to(key):
+                    with contextlib.suppress(ConnectionError):
+                        assert await reader.read() == b""
+                    hang_ups[key] += 1
+                    break
+                writer.write(rendered((202, {"purchase_id": f"id-of-{key}"}, "")))
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], requests, hang_ups
+    finally:
+        server.close()
+        await server.wait_closed()
+        await asyncio.gather(*serving)
+
+
+@asynccontextmanager
 async def started(
     port: int,
     users: int,
     connections: int,
     attempts_max: int = 20,
     offered_per_s: float = 0.0,
+    gone_share: float = 0.0,
 ) -> AsyncIterator[Burst]:
     buyers = [Buyer(f"u{number}", "token", f"key-{number}") for number in range(users)]
-    path = "/v1/sales/x/purchases"
-    burst = Burst(LoadPlan("127.0.0.1", port, path, "", buyers, connections, attempts_max, offered_per_s))
+    where = purchases_at(f"http://127.0.0.1:{port}", "x")
+    burst = Burst(LoadPlan(*where, "", buyers, connections, attempts_max, offered_per_s, gone_share))
     await burst.connect()
     burst.start()
     try:
@@ -152,6 +196,22 @@ async def test_with_one_attempt_a_buyer_told_429_is_answered() -> None:
     assert (results.shed_429, results.errors) == (5, 0)
 
 
+async def test_buyers_who_leave_hang_up_once_and_are_no_errors() -> None:
+    leaving = {f"key-{number}" for number in range(100) if is_among(number, 0.2)}
+    async with (
+        deaf_gateway(leaving.__contains__) as (port, requests, hang_ups),
+        started(port, users=100, connections=10, gone_share=0.2) as burst,
+    ):
+        results = burst.results()
+    assert len(leaving) == 20
+    assert hang_ups == Counter(leaving)
+    assert requests == Counter(f"key-{number}" for number in range(100))
+    for number, buyer in enumerate(results.buyers):
+        told = (0, "LEFT", "") if f"key-{number}" in leaving else (202, "", f"id-of-key-{number}")
+        assert (buyer.first_status, buyer.first_reason, buyer.purchase_id) == told
+    assert results.errors == results.shed_429 == 0
+
+
 async def test_the_refused_try_again_only_as_many_as_there_is_stock() -> None:
     stock = 0
     winners: set[str] = set()
@@ -175,6 +235,41 @@ async def test_the_refused_try_again_only_as_many_as_there_is_stock() -> None:
     assert len(winners) == 3
     assert Counter(item.first_reason for item in results.buyers) == {"SOLD_OUT": 100}
     assert sum(item.status == 202 for item in results.buyers) == 3
+
+
+async def test_a_single_request_gets_its_whole_answer_or_a_load_error() -> None:
+    shed: Reply = (429, {"reason": "OVERLOADED", "retry_after_ms": 1200}, "Retry-After: 2\r\n")
+    script: Script = lambda key, _: None if key == "broken" else accepted(key) if key == "won" else shed  # noqa: E731
+    async with scripted_gateway(script) as (port, attempts):
+        plan = LoadPlan(*purchases_at(f"http://127.0.0.1:{port}", "x"), "", [])
+        won, lost = [await ask_once(plan, Buyer("ann", "token", key)) for key in ("won", "lost")]
+        with pytest.raises(LoadError, match="broken was not answered"):
+            await ask_once(plan, Buyer("ann", "token", "broken"))
+    assert (won.status, won.retry_after_s, facts_of(won.body).purchase_id) == (202, None, "id-of-won")
+    assert (lost.status, lost.retry_after_s, facts_of(lost.body).reason) == (429, 2, "OVERLOADED")
+    assert set(attempts.values()) == {1}
+
+
+async def test_a_sample_goes_on_until_the_flood_is_over_and_bears_no_other_answer() -> None:
+    refusal, asker = Refusal(429, "OVERLOADED", returns=True), Asker("x", "ann", "token")
+    flood: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def script(key: str, _: int) -> Reply:
+        if key == "sample-2" and not flood.done():
+            flood.set_result(None)
+        return 429, {"reason": "OVERLOADED"}, "Retry-After: 1\r\n"
+
+    async with scripted_gateway(script) as (port, _):
+        assert await asker.sample(f"http://127.0.0.1:{port}", refusal, flood) == 3
+    for other in (
+        SOLD_OUT,
+        (429, {"reason": "OVERLOADED"}, ""),
+        (429, {"reason": "USER_RATE_LIMITED"}, "Retry-After: 1\r\n"),
+    ):
+        flood = asyncio.get_running_loop().create_future()
+        async with scripted_gateway(lambda *_, other=other: other) as (port, _):
+            with pytest.raises(LoadError, match="instead of"):
+                await asker.sample(f"http://127.0.0.1:{port}", refusal, flood)
 
 
 def test_an_answer_is_cut_however_it_is_split() -> None:
