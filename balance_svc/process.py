@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,30 +16,37 @@ from balance_svc.servicer import BalanceServicer
 from balance_svc.settings import MigrationSettings, Settings
 from balance_svc.transfer_book import TransferBook
 from mesh import migrations
+from mesh.background import Background
+from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
+from mesh.metrics import Metrics
 from mesh.postgres import Queries, open_pool
-from mesh.server import GrpcServer, stop_signal
+from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 
 log = get_logger(__name__)
 
 PREFIX = "BALANCE_"
+#: Shed last. The settlement has a pace of its own, so reads however many must not crowd it out; and what gives money
+#: back or takes what is held ends something that was begun.
+CRITICAL = frozenset({"BatchPlaceHolds", "BatchCaptureHolds", "BatchReleaseHolds", "ReverseCapture"})
 _SQL = Path(__file__).parent / "sql"
 _MIGRATIONS = _SQL / "migrations"
 
 
 @dataclass(frozen=True)
 class Running:
-    """A service at work: the port of its gRPC server, and the expirer, which ends only by a fault."""
+    """A service at work: the port of its gRPC server. ``crashed`` is set when a task it needs has failed."""
 
     port: int
-    expirer: "asyncio.Task[None]"
+    crashed: "asyncio.Future[BaseException]"
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Serves until left. Raises SettingsError for an address it cannot listen on or a database that is not migrated."""
     await migrations.require_migrated(settings.database_url, _MIGRATIONS)
+    metrics = Metrics()
     queries = Queries(_SQL)
     async with open_pool(settings.database_url, name="balance", size=settings.pool_size) as pool:
         holds = HoldBook(pool, queries, timedelta(seconds=settings.hold_ttl_s))
@@ -52,18 +59,24 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         )
         # What lapsed while nobody served is free again before anybody can be refused for want of it.
         await expiry.expire_overdue(holds, settings.expiry_batch_max)
-        expirer = asyncio.create_task(
+        tasks = Background()
+        tasks.keep(
             expiry.keep_expiring(holds, interval_s=settings.expiry_interval_s, batch_max=settings.expiry_batch_max),
-            name="expirer",
+            "expirer",
         )
         try:
-            async with GrpcServer(settings.listen, [servicer.registration()], grace_s=settings.grace_s) as server:
+            async with GrpcServer(
+                settings.listen,
+                [servicer.registration()],
+                metrics=metrics,
+                limits=Limits(settings.calls_max, CRITICAL),
+                grace_s=settings.grace_s,
+            ) as server:
+                metrics.show(settings.metrics_listen)
                 await server.serving()
-                yield Running(server.port, expirer)
+                yield Running(server.port, tasks.crashed)
         finally:
-            expirer.cancel()
-            with suppress(asyncio.CancelledError):
-                await expirer
+            await tasks.stop()
 
 
 async def serve() -> None:
@@ -72,11 +85,7 @@ async def serve() -> None:
     configure_logs("balance")
     stop = stop_signal()
     async with running(settings) as service:
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, service.expirer}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if service.expirer.done():
-            log.critical("the expirer ended", exc_info=service.expirer.exception())
+        await until_stopped(stop, service.crashed)
 
 
 async def migrate() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.metrics import LISTEN_HELP
 from mesh.settings import setting
 
 
@@ -11,6 +12,8 @@ class Settings:
 
     database_url: str = setting("postgresql://user:password@host:port/database", secret=True)
     listen: str = setting("host:port to serve on", default="127.0.0.1:7052")
+    metrics_listen: str = setting(LISTEN_HELP, default="")
+    calls_max: int = setting("unary calls under way at once; more are refused", default=1024, minimum=1, maximum=10_000)
     pool_size: int = setting("SQL connections", default=6, minimum=2, maximum=64)
     hold_ttl_s: float = setting(
         "seconds until a hold lapses that is neither captured nor released", default=120.0, minimum=0.05, maximum=86_400

@@ -25,7 +25,7 @@ from gateway.admission import (
 )
 from gateway.buying import OVERLOADED_WORDS, Buying
 from gateway.following import StockFollowers
-from gateway.metrics import Metrics
+from gateway.metrics import GatewayMetrics
 from gateway.problems import Answer, HttpError, domain_problem, http_problem, json_answer, known_reason
 from gateway.reading import Reading, purchase_state_name
 from gateway.streams import StockStreams
@@ -67,7 +67,7 @@ class Parts:
     reading: Reading
     streams: StockStreams
     upstream: Upstream
-    metrics: Metrics
+    metrics: GatewayMetrics
     draining: asyncio.Event
 
 
@@ -187,9 +187,6 @@ class App:
             case ["", "healthz"]:
                 _allow(method, "GET")
                 return "healthz", self._healthz()
-            case ["", "metrics"]:
-                _allow(method, "GET")
-                return "metrics", self._metrics_text()
         raise HttpError(404, "there is nothing here")
 
     async def _timed_buy(self, scope: Scope, protocol: HTTPProtocol, sale_id: str) -> Answer:
@@ -295,9 +292,6 @@ class App:
         draining, serving = self._parts.draining.is_set(), self._parts.upstream.serving
         state = "draining" if draining else "serving" if serving else "purchase service unreachable"
         return json_answer(200 if serving and not draining else 503, {"state": state})
-
-    async def _metrics_text(self) -> Answer:
-        return Answer(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], self._metrics.text())
 
 
 _R = ErrorReason

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import grpc
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
-from gateway.background import Background
 from gateway.second_look import SecondLook
 from gateway.sold_out import SaleStock
 from gateway.stock_turns import StockTurns
 from gateway.user_rate import UserRate
+from mesh.background import Background
 from mesh.logs import get_logger
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,9 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from gateway.app import App, Parts
-from gateway.background import Background
 from gateway.buying import Buying
 from gateway.following import StockFollowers
-from gateway.metrics import Metrics
+from gateway.metrics import GatewayMetrics
 from gateway.queue_limit import QueueBounds, QueueLimit
 from gateway.reading import Reading
 from gateway.settings import Settings
@@ -29,9 +28,12 @@ from gateway.streams import StockStreams
 from gateway.tokens import TokenChecker, checker_from_jwks, checker_from_secret
 from gateway.upstream import Upstream
 from gateway.user_rate import UserRate
+from mesh.background import Background
+from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
 from mesh.logs import configure_logs, get_logger
-from mesh.server import stop_signal
+from mesh.metrics import Metrics
+from mesh.server import stop_signal, until_stopped
 from mesh.settings import SettingsError, read_settings
 
 log = get_logger(__name__)
@@ -125,6 +127,7 @@ class Running:
     port: int
     app: App
     parts: Parts
+    metrics: Metrics
     crashed: "asyncio.Future[BaseException]"
 
 
@@ -134,7 +137,7 @@ def _checker(settings: Settings) -> TokenChecker:
     return checker_from_jwks(Path(settings.jwks_file), settings.tokens_cache_max)
 
 
-def _parts(settings: Settings, channels: dict[str, Any], background: Background) -> Parts:
+def _parts(settings: Settings, channels: dict[str, Any], background: Background, metrics: Metrics) -> Parts:
     draining = asyncio.Event()
     purchases = PurchaseServiceStub(channels["purchase"])
     inventories = InventoryServiceStub(channels["inventory"])
@@ -168,48 +171,51 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background)
     )
     tokens = _checker(settings)
     user_rate = UserRate(settings.user_rate_per_s, settings.user_burst, settings.users_max)
-    metrics = Metrics(
-        {
-            "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
-            "gateway_queue_requests_max": ("Purchases that may be on their way now", lambda: buying.limit.length_max),
-            "gateway_overload_lasts": ("1 while the queue is kept short", lambda: int(buying.limit.standing)),
-            "gateway_turns_waiting": ("Purchases that wait until a unit may be theirs", lambda: followers.waiting),
-            "gateway_batches_in_flight": ("Calls that buy, under way", lambda: buying.in_flight),
-            "gateway_service_rate_per_s": ("Measured rate of answers to purchases", lambda: buying.limit.rate_per_s),
-            "gateway_reads_in_flight": ("Reads under way", lambda: reading.reads),
-            "gateway_long_polls": ("Long polls under way", lambda: reading.waits),
-            "gateway_stock_streams": ("Stock streams open", lambda: streams.open),
-            "gateway_sales_followed": ("Sales followed", lambda: len(followers)),
-            "gateway_users_remembered": ("Users whose rate is remembered", lambda: len(user_rate)),
-        }
-    )
+    gauges: dict[str, tuple[str, Callable[[], float]]] = {
+        "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
+        "gateway_queue_requests_max": ("Purchases that may be on their way now", lambda: buying.limit.length_max),
+        "gateway_overload_lasts": ("1 while the queue is kept short", lambda: int(buying.limit.standing)),
+        "gateway_turns_waiting": ("Purchases that wait until a unit may be theirs", lambda: followers.waiting),
+        "gateway_batches_in_flight": ("Calls that buy, under way", lambda: buying.in_flight),
+        "gateway_service_rate_per_s": ("Measured rate of answers to purchases", lambda: buying.limit.rate_per_s),
+        "gateway_reads_in_flight": ("Reads under way", lambda: reading.reads),
+        "gateway_long_polls": ("Long polls under way", lambda: reading.waits),
+        "gateway_stock_streams": ("Stock streams open", lambda: streams.open),
+        "gateway_sales_followed": ("Sales followed", lambda: len(followers)),
+        "gateway_users_remembered": ("Users whose rate is remembered", lambda: len(user_rate)),
+    }
+    for name, (text, read) in gauges.items():
+        metrics.gauge(name, text, read)
     upstream = Upstream(channels["purchase"])
-    return Parts(tokens, user_rate, followers, buying, reading, streams, upstream, metrics, draining)
+    return Parts(tokens, user_rate, followers, buying, reading, streams, upstream, GatewayMetrics(metrics), draining)
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Serves until the block is left; then drains: health says so, waits and streams end, requests under way finish."""
+    metrics = Metrics()
+    calls = ChannelMetrics(metrics)
     channels = {
-        "purchase": open_channel(settings.purchase_target),
-        "inventory": open_channel(settings.inventory_target),
-        "balance": open_channel(settings.balance_target),
+        "purchase": open_channel(settings.purchase_target, calls),
+        "inventory": open_channel(settings.inventory_target, calls),
+        "balance": open_channel(settings.balance_target, calls),
     }
     background = Background()
     try:
-        parts = _parts(settings, channels, background)
+        parts = _parts(settings, channels, background, metrics)
         app = App(parts)
         await parts.upstream.check()
-        background.start(parts.upstream.watch(), "watch the purchase service")
-        background.start(parts.buying.refuse_overdue(), "refuse what has waited too long to be sent")
-        background.start(parts.streams.push(), "send stock to viewers")
-        background.start(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
+        background.keep(parts.upstream.watch(), "watch the purchase service")
+        background.keep(parts.buying.refuse_overdue(), "refuse what has waited too long to be sent")
+        background.keep(parts.streams.push(), "send stock to viewers")
+        background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)
             await server.start()
         try:
             log.info("serving", listen=settings.listen, port=port)
-            yield Running(port, app, parts, background.crashed)
+            metrics.show(settings.metrics_listen)
+            yield Running(port, app, parts, metrics, background.crashed)
         finally:
             log.info("draining", grace_s=settings.grace_s, requests=app.in_flight)
             parts.draining.set()
@@ -224,12 +230,8 @@ async def serve() -> None:
     """Runs until SIGTERM or SIGINT, or until something it needs has crashed."""
     settings = read_settings(Settings, "GATEWAY_")
     configure_logs("gateway")
+    stop = stop_signal()
     async with running(settings) as gateway:
         # What exists now lives as long as the process; a collection need not look at it again.
         gc.freeze()
-        stopping = asyncio.ensure_future(stop_signal().wait())
-        ends: set[asyncio.Future[Any]] = {stopping, gateway.crashed}
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if gateway.crashed.done():
-            raise gateway.crashed.result()
+        await until_stopped(stop, gateway.crashed)

@@ -1,5 +1,7 @@
 """How many purchases may be waiting for an answer, and when those beyond are to return. Rules only, no I/O."""
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -42,11 +44,15 @@ class QueueLimit:
     CALM_S = 1.5
     #: The fastest call is looked for among those of the last one to two such times, s.
     FASTEST_S = 5.0
+    #: Part of a delay that is left to chance, so that who is told the longest delay at once does not return at once.
+    JITTER = 0.25
     #: Fewest on their way in a lasting overload.
     STANDING_LEAST = 16
 
-    def __init__(self, bounds: QueueBounds) -> None:
+    def __init__(self, bounds: QueueBounds, chance: Callable[[], float] = random.random) -> None:
+        """``chance`` is from 0 to 1."""
         self._bounds = bounds
+        self._chance = chance
         self.rate_per_s = bounds.rate_initial_per_s
         self._window_start: float | None = None
         self._window_answers = 0
@@ -95,4 +101,5 @@ class QueueLimit:
         earliest = now + waiting * place_s / 2
         latest = now + self.RETRY_MS_MAX / 1000
         self._next_return = min(max(self._next_return + place_s, earliest), latest)
-        return min(self.RETRY_MS_MAX, max(self.RETRY_MS_MIN, round((self._next_return - now) * 1000)))
+        delay_ms = (self._next_return - now) * 1000 * (1 - self.JITTER * self._chance())
+        return min(self.RETRY_MS_MAX, max(self.RETRY_MS_MIN, round(delay_ms)))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import grpc
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
-from gateway.background import Background
 from gateway.sold_out import SaleStock
+from mesh.background import Background
 
 if TYPE_CHECKING:
     from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub

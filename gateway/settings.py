@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.metrics import LISTEN_HELP
 from mesh.settings import SettingsError, setting
 
 #: Least length of an HMAC secret: the output size of SHA-256 (RFC 7518, section 3.2).
@@ -48,6 +49,7 @@ class Settings:
 
     connections_max: int = setting("connections served at once; further ones wait", default=16_384, minimum=1)
     backlog: int = setting("connections the kernel may hold for us", default=8192, minimum=128)
+    metrics_listen: str = setting(LISTEN_HELP, default="")
     grace_s: float = setting("time for requests under way when the process stops", default=5.0, minimum=0.0)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.reaper import Reaper
-from inventory_svc.recalibration import Recalibrator
+from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale_book import MIGRATIONS, SaleBook
@@ -16,43 +16,52 @@ from inventory_svc.servicer import InventoryServicer
 from inventory_svc.settings import PREFIX, MigrationSettings, Settings
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
-from inventory_svc.supervised import Supervised
 from mesh import migrations
+from mesh.background import Background
+from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
+from mesh.metrics import Metrics
 from mesh.postgres import Pool, open_pool
 from mesh.redis_pool import open_redis
-from mesh.server import GrpcServer, stop_signal
+from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 
 log = get_logger(__name__)
 
+#: Shed last: what ends a reservation, and what an operator does when it matters.
+CRITICAL = frozenset(
+    {"BatchConfirmReservations", "BatchReleaseReservations", "RecalibrateSale", "PauseSale", "CloseSale"}
+)
 #: SQL connections of the background work, which so never waits behind calls, nor they behind it.
 _BACKGROUND_CONNECTIONS = 3
 
 
 @dataclass(frozen=True)
 class Running:
-    """A service at work: the port of its gRPC server, and its background tasks, which end only by a fault."""
+    """A service at work: the port of its gRPC server. ``crashed`` is set when a task it needs has failed."""
 
     port: int
-    supervised: Supervised
+    crashed: "asyncio.Future[BaseException]"
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Serves until left. Raises SettingsError for an address it cannot listen on or a database that is not migrated."""
     await migrations.require_migrated(settings.database_url, MIGRATIONS)
+    metrics = Metrics()
     async with (
         open_pool(settings.database_url, name="inventory", size=settings.sql_connections) as pool,
         open_pool(settings.database_url, name="inventory-background", size=_BACKGROUND_CONNECTIONS) as background,
         open_redis(settings.redis_url, connections_max=settings.redis_connections) as redis,
-        _serving(settings, pool, background, StockGate(redis)) as service,
+        _serving(settings, pool, background, StockGate(redis), metrics) as service,
     ):
         yield service
 
 
 @asynccontextmanager
-async def _serving(settings: Settings, pool: Pool, background: Pool, gate: StockGate) -> AsyncIterator[Running]:
+async def _serving(
+    settings: Settings, pool: Pool, background: Pool, gate: StockGate, metrics: Metrics
+) -> AsyncIterator[Running]:
     def in_service(sale_id: str, available: int) -> None:
         watch.hint(sale_id, available)
         left_over.soon()
@@ -61,7 +70,12 @@ async def _serving(settings: Settings, pool: Pool, background: Pool, gate: Stock
     # The background work has books of its own, on connections of its own.
     quiet_sales, quiet_book = SaleBook(background), ReservationBook(background)
     recalibrator = Recalibrator(
-        gate, quiet_sales, background, lease_ms=settings.calibration_lease_ms, in_service=in_service
+        gate,
+        quiet_sales,
+        background,
+        lease_ms=settings.calibration_lease_ms,
+        in_service=in_service,
+        metrics=RecalibrationMetrics(metrics),
     )
     stale = recalibrator.report
     watch = StockWatch(gate, watchers_max=settings.watchers_max, stale=stale)
@@ -79,26 +93,41 @@ async def _serving(settings: Settings, pool: Pool, background: Pool, gate: Stock
         recalibrator=recalibrator,
         watch=watch,
     )
-    supervised = Supervised()
-    supervised.start("recalibration watch", recalibrator.watch(period_ms=settings.watchdog_period_ms))
-    supervised.start("gate moves", left_over.repeat(period_ms=settings.moves_period_ms))
-    supervised.start("reaper", reaper.run(period_ms=settings.reaper_period_ms))
-    supervised.start("grant proofs", proofs.run())
-    supervised.start("stock watch", watch.failure())
-    supervised.start("stock edges", watch.follow_edges())
+    metrics.gauges(
+        "flashsale_stock_units",
+        "Units of the sales that somebody watches, by state: available, reserved, sold",
+        ("sale_id", "state"),
+        lambda: {
+            (stock.sale_id, state): getattr(stock, state)
+            for stock in watch.readings()
+            for state in ("available", "reserved", "sold")
+        },
+    )
+    tasks = Background()
+    tasks.keep(recalibrator.watch(period_ms=settings.watchdog_period_ms), "recalibration watch")
+    tasks.keep(left_over.repeat(period_ms=settings.moves_period_ms), "gate moves")
+    tasks.keep(reaper.run(period_ms=settings.reaper_period_ms), "reaper")
+    tasks.keep(proofs.run(), "grant proofs")
+    tasks.keep(watch.failure(), "stock watch")
+    tasks.keep(watch.follow_edges(), "stock edges")
     try:
         async with GrpcServer(
-            settings.listen, [servicer.registration()], calls_max=settings.calls_max, grace_s=settings.drain_s
+            settings.listen,
+            [servicer.registration()],
+            metrics=metrics,
+            limits=Limits(settings.calls_max, CRITICAL),
+            grace_s=settings.drain_s,
         ) as server:
+            metrics.show(settings.metrics_listen)
             await server.serving()
             try:
-                yield Running(server.port, supervised)
+                yield Running(server.port, tasks.crashed)
             finally:
                 # Streams never end by themselves, so they would use up the time that calls get.
                 await watch.close()
         await recalibrator.drain(most_s=settings.drain_s)
     finally:
-        await supervised.stop()
+        await tasks.stop()
 
 
 async def serve() -> None:
@@ -107,13 +136,7 @@ async def serve() -> None:
     configure_logs("inventory")
     stop = stop_signal()
     async with running(settings) as service:
-        stopping = asyncio.create_task(stop.wait())
-        crashing = asyncio.create_task(service.supervised.crash())
-        await asyncio.wait({stopping, crashing}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if crashing.done():
-            crashing.result()
-        crashing.cancel()
+        await until_stopped(stop, service.crashed)
 
 
 async def migrate() -> None:

@@ -9,8 +9,9 @@ epoch (gate_moves.py).
 import asyncio
 import contextlib
 import random
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -19,10 +20,11 @@ from inventory_svc.reservation_book import calibration_rows
 from inventory_svc.sale import Sale, SaleState, Stock, sale_not_found
 from inventory_svc.sale_book import SQL, SaleBook, sale_of_row
 from inventory_svc.stock_gate import LOAD_CHUNK, CalibrationCounts, StockGate
-from inventory_svc.supervised import end_tasks
 from mesh import failpoints
+from mesh.background import end_tasks
 from mesh.errors import DomainError
 from mesh.logs import get_logger
+from mesh.metrics import Metrics
 from mesh.postgres import Connection, Pool, in_transaction
 
 log = get_logger(__name__)
@@ -36,6 +38,8 @@ _AT_ONCE_MAX = 4
 _ROUND_PAUSE_S = 0.05
 #: Longest pause before a sale that could not be rebuilt is tried again, seconds.
 _RETRY_S_MAX = 10.0
+#: Upper bounds of the times that are counted, seconds.
+_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LETTERS = {"RESERVED": "R", "SOLD": "S", "RELEASED": "L"}
 
 
@@ -75,6 +79,31 @@ class Count:
         return CalibrationCounts(available, self.reserved, self.sold, records, len(self.users))
 
 
+@dataclass
+class _Result:
+    done: bool = False
+
+
+class RecalibrationMetrics:
+    """What is counted of recalibrations: done, overtaken (by a restart or by another process), failed."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._ended = metrics.counts("flashsale_recalibrations", "Recalibrations of stock by result", ("result",))
+        self._took = metrics.durations("flashsale_recalibration_seconds", "Time of those done", (), _BOUNDS_S)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[_Result]:
+        """Counts the body, which says whether it was done."""
+        began, result, ended = time.monotonic(), _Result(), "failed"
+        try:
+            yield result
+            ended = "done" if result.done else "overtaken"
+        finally:
+            self._ended.add((ended,))
+            if result.done:
+                self._took.add((), time.monotonic() - began)
+
+
 class Recalibrator:
     """Rebuilds gates, one at a time per sale in this process; a lease in SQL keeps processes from undoing each other.
 
@@ -82,13 +111,21 @@ class Recalibrator:
     """
 
     def __init__(
-        self, gate: StockGate, sales: SaleBook, pool: Pool, *, lease_ms: int, in_service: Callable[[str, int], None]
+        self,
+        gate: StockGate,
+        sales: SaleBook,
+        pool: Pool,
+        *,
+        lease_ms: int,
+        in_service: Callable[[str, int], None],
+        metrics: RecalibrationMetrics,
     ) -> None:
         self._gate = gate
         self._sales = sales
         self._pool = pool
         self._lease_ms = lease_ms
         self._in_service = in_service
+        self._metrics = metrics
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Stock | None]] = set()
         self._reported: set[str] = set()
@@ -134,7 +171,9 @@ class Recalibrator:
             for _ in range(_ATTEMPTS_MAX):
                 if not asked_for and not await self._is_due(sale_id):
                     return None
-                stock = await self._rebuild(sale_id, asked_for=asked_for)
+                with self._metrics.timed() as result:
+                    stock = await self._rebuild(sale_id, asked_for=asked_for)
+                    result.done = stock is not None
                 if stock is not None or not asked_for:
                     return stock
         raise DomainError(ErrorReason.ERROR_REASON_STOCK_RECALIBRATING, metadata={"sale_id": sale_id})

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.metrics import LISTEN_HELP
 from mesh.settings import setting
 
 PREFIX = "INVENTORY_"
@@ -21,6 +22,7 @@ class Settings:
     database_url: str = setting("postgresql://user:password@host:port/database", secret=True)
     redis_url: str = setting("redis://:password@host:port/0", secret=True)
     listen: str = setting("host:port to serve gRPC on", default="127.0.0.1:7051")
+    metrics_listen: str = setting(LISTEN_HELP, default="")
     sql_connections: int = setting("SQL connections for calls", default=6, minimum=1, maximum=64)
     redis_connections: int = setting("most Redis connections", default=16, minimum=2, maximum=256)
     calls_max: int = setting("unary calls under way at once; more are refused", default=256, minimum=1, maximum=10_000)

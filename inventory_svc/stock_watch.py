@@ -6,6 +6,7 @@ gather until it takes them, so a slow one costs bounded memory and gets fewer, l
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from inventory_svc.sale import Stock
 from inventory_svc.stock_gate import Change, StockGate
-from inventory_svc.supervised import end_tasks
+from mesh.background import end_tasks
 from mesh.errors import DomainError
 from mesh.identity import fingerprint
 from mesh.logs import get_logger
@@ -106,8 +107,11 @@ class _Hub:
     @property
     def stock(self) -> Stock | None:
         """The last reading, unless it is too old to be acted upon."""
-        age_s = asyncio.get_running_loop().time() - self._read_at
-        return self._stock if age_s < _READING_AGE_S_MAX else None
+        return self.stock_at(asyncio.get_running_loop().time())
+
+    def stock_at(self, now: float) -> Stock | None:
+        """As ``stock``; ``now`` is on the loop's clock, which is the monotonic one."""
+        return self._stock if now - self._read_at < _READING_AGE_S_MAX else None
 
     def hint(self, available: int) -> None:
         """This process changed the stock. The change to or from zero is read and told at once."""
@@ -119,7 +123,7 @@ class _Hub:
         self._urgent.set()
 
     async def run(self) -> None:
-        """Reads until stopped or cancelled; a cancellation alone can be lost (supervised.end_tasks)."""
+        """Reads until stopped or cancelled; a cancellation alone can be lost (mesh.background.end_tasks)."""
         while not self.stopped:
             try:
                 await self._read()
@@ -210,6 +214,12 @@ class StockWatch:
         """Tells that this process has just changed a sale's stock."""
         if sale_id in self._hubs:
             self._hubs[sale_id][0].hint(available)
+
+    def readings(self) -> list[Stock]:
+        """The last readings of the sales that are watched, those too old to be shown left out; from any thread."""
+        now = time.monotonic()
+        readings = (hub.stock_at(now) for hub, _ in list(self._hubs.values()))
+        return [stock for stock in readings if stock is not None]
 
     async def follow_edges(self) -> None:
         """Reads a watched stock at once when another process has taken its last unit or brought back its first; for

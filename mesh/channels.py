@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 
+from mesh.call_metrics import ChannelMetrics
 from mesh.server import MESSAGE_BYTES_MAX
 
 _OPTIONS = [
@@ -28,8 +29,8 @@ _OPTIONS = [
 _ANSWER_RESERVE_S = 0.02
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to ``target``; connects at the first call. Close it when the process ends.
+def open_channel(target: str, calls: ChannelMetrics | None = None) -> grpc.aio.Channel:
+    """A channel to ``target``; connects at the first call. Close it when the process ends. ``calls`` counts its calls.
 
     ``target`` is host:port, or all replicas of a service: ``ipv4:127.0.0.1:7051,127.0.0.1:7151``. Calls go to the
     connected ones in turn; a stream stays with the replica it began on. What a caller sees when one of two is lost:
@@ -46,7 +47,8 @@ def open_channel(target: str) -> grpc.aio.Channel:
     Without any replica a call fails with UNAVAILABLE at once. gRPC's transparent retries would change none of this:
     with them as many calls failed.
     """
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return channel if calls is None else calls.metered(channel, target)
 
 
 def timeout_s(context: Any, most_s: float) -> float:

@@ -1,8 +1,9 @@
-"""Server interceptors: the one place where errors become gRPC status, and the limit of calls under way."""
+"""Server interceptors: the one place where errors become gRPC status, and the limits of what is taken on."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -11,8 +12,18 @@ from grpc_status import rpc_status
 
 from mesh.errors import DomainError, from_rpc_error, to_status
 from mesh.logs import get_logger
+from mesh.metrics import Counts
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many unary calls a server has under way at once, and the names of methods that are shed last."""
+
+    calls_max: int = 1024
+    critical: frozenset[str] = frozenset()
+
 
 # In quotes: grpc's classes take no type arguments at run time.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -39,7 +50,7 @@ def _domain_error(error: Exception, method: str) -> DomainError:
     return DomainError(ErrorReason.ERROR_REASON_INTERNAL, metadata={"error_id": error_id})
 
 
-class _Wrapping(grpc.aio.ServerInterceptor):
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handler of each method once and not at each call: they are the same for as long as a server lives."""
 
     def __init__(self) -> None:
@@ -56,18 +67,20 @@ class _Wrapping(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or method.startswith(_UNLIMITED):
             return handler
-        self._wrapped[method] = self._wrap(handler, method)
+        self._wrapped[method] = self.wrap(handler, method)
         return self._wrapped[method]
 
-    def _wrap(self, handler: Handler, method: str) -> Handler:
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The handler that takes its place."""
         raise NotImplementedError
 
 
-class ErrorInterceptor(_Wrapping):
+class ErrorInterceptor(WrappingInterceptor):
     """Turns what a handler raises into google.rpc.Status with ErrorInfo. An unexpected error is logged under an id that
     the client is told; its text and trace stay here."""
 
-    def _wrap(self, handler: Handler, method: str) -> Handler:
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The handler, its errors mapped."""
         if handler.unary_unary is not None:
             inner = handler.unary_unary
 
@@ -104,33 +117,61 @@ class ErrorInterceptor(_Wrapping):
         return handler
 
 
-class LimitInterceptor(_Wrapping):
-    """Refuses a unary call with OVERLOADED and RetryInfo while ``calls_max`` others are under way.
+class LimitInterceptor(WrappingInterceptor):
+    """Refuses unary calls that there is no room for with OVERLOADED and RetryInfo, and drops those whose deadline has
+    passed before they are begun.
 
+    At most ``limits.calls_max`` calls are under way, and those of ``limits.critical`` methods may be as many again:
+    what ends something that was begun (captures, releases, cancels) is shed last, for it makes room for the rest.
     Own code because grpc.aio's maximum_concurrent_rpcs counts health checks and sends no RetryInfo.
     """
 
-    def __init__(self, calls_max: int) -> None:
+    def __init__(self, limits: Limits, shed: Counts) -> None:
         super().__init__()
-        self._calls_max = calls_max
-        self._calls = 0
+        self._limits = limits
+        self._shed = shed
+        self.plain = self.critical = 0
 
-    def _wrap(self, handler: Handler, method: str) -> Handler:
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The handler, if it is unary: behind the limit."""
         if handler.unary_unary is None:
             return handler
-        inner = handler.unary_unary
+        name = method.removeprefix("/")
+        inner, most, shed = handler.unary_unary, self._limits.calls_max, self._shed
 
-        async def limited(request: Any, context: Any) -> Any:
-            if self._calls >= self._calls_max:
-                raise DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(self._calls)})
-            self._calls += 1
+        def refuse(queued: int) -> DomainError:
+            shed.add((name, "calls"))
+            return DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(queued)})
+
+        def require_time(context: Any) -> None:
+            left_s = context.time_remaining()
+            if left_s is not None and left_s <= 0:
+                # Nobody waits for the answer any more.
+                shed.add((name, "deadline"))
+                raise DomainError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
+
+        async def plain(request: Any, context: Any) -> Any:
+            if self.plain + self.critical >= most:
+                raise refuse(self.plain + self.critical)
+            require_time(context)
+            self.plain += 1
             try:
                 return await inner(request, context)
             finally:
-                self._calls -= 1
+                self.plain -= 1
+
+        async def critical(request: Any, context: Any) -> Any:
+            if self.critical >= most:
+                raise refuse(self.critical)
+            require_time(context)
+            self.critical += 1
+            try:
+                return await inner(request, context)
+            finally:
+                self.critical -= 1
 
         return grpc.unary_unary_rpc_method_handler(
-            limited,
+            critical if name.rpartition("/")[2] in self._limits.critical else plain,
             handler.request_deserializer,
             handler.response_serializer,
         )

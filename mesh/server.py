@@ -15,8 +15,10 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh import failpoints
-from mesh.interceptors import ErrorInterceptor, LimitInterceptor
+from mesh.call_metrics import MetricsInterceptor
+from mesh.interceptors import ErrorInterceptor, LimitInterceptor, Limits
 from mesh.logs import get_logger
+from mesh.metrics import Metrics
 from mesh.settings import SettingsError
 
 log = get_logger(__name__)
@@ -67,8 +69,18 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
+async def until_stopped(stop: asyncio.Event, crashed: "asyncio.Future[BaseException]") -> None:
+    """Waits until the process is to end: for ``stop``, or for a task it needs to fail, which is raised then."""
+    stopping = asyncio.ensure_future(stop.wait())
+    ends: set[asyncio.Future[Any]] = {stopping, crashed}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if crashed.done():
+        raise crashed.result()
+
+
 class GrpcServer:
-    """A grpc.aio server with health, reflection, error mapping and a limit of calls under way.
+    """A grpc.aio server with health, reflection, error mapping, metrics and a limit of calls under way.
 
     ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
     NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, takes no new calls, gives those under way
@@ -80,13 +92,28 @@ class GrpcServer:
         listen: str,
         registrations: Sequence[Registration],
         *,
-        calls_max: int = 1024,
+        metrics: Metrics | None = None,
+        limits: Limits | None = None,
         grace_s: float = 5.0,
         with_reflection: bool = True,
     ) -> None:
         self._listen = listen
         self._registrations = registrations
-        self._calls_max = calls_max
+        metrics = metrics or Metrics()
+        shed = metrics.counts(
+            "flashsale_calls_shed",
+            "Calls refused for want of room (calls) or because their deadline had passed (deadline)",
+            ("grpc_method", "reason"),
+        )
+        limit = LimitInterceptor(limits or Limits(), shed)
+        metrics.gauges(
+            "flashsale_calls_under_way",
+            "Unary calls under way, those of methods that are shed last apart",
+            ("kind",),
+            lambda: {("plain",): limit.plain, ("critical",): limit.critical},
+        )
+        # The limit is inside the error mapping, so that its refusal is mapped like any other error.
+        self._interceptors = [MetricsInterceptor(metrics), ErrorInterceptor(), limit]
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = HealthServicer()
@@ -95,8 +122,7 @@ class GrpcServer:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        # The limit is inside the error mapping, so that its refusal is mapped like any other error.
-        server = grpc.aio.server(interceptors=[ErrorInterceptor(), LimitInterceptor(self._calls_max)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=self._interceptors, options=_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [name for name, _ in self._registrations]
         for _, register in self._registrations:

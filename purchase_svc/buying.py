@@ -97,13 +97,18 @@ class Buying:
         could not be decided.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        if self._direct + self._batcher.queued + len(wishes) > self._waiting_max:
+        if self.waiting + len(wishes) > self._waiting_max:
             return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
         if len(wishes) < DIRECT_MIN:
             return list(await asyncio.gather(*(self._gathered(wish, deadline) for wish in wishes)))
         chunks = [wishes[start : start + BATCH_MAX] for start in range(0, len(wishes), BATCH_MAX)]
         parts = await asyncio.gather(*(self._begin(chunk, deadline) for chunk in chunks))
         return [outcome for part in parts for outcome in part]
+
+    @property
+    def waiting(self) -> int:
+        """Wishes that wait or are under way."""
+        return self._direct + self._batcher.queued
 
     async def drain(self) -> None:
         """Waits until nothing is under way. New wishes must have stopped coming."""
@@ -121,8 +126,16 @@ class Buying:
             return refused(wish, error.reason)
 
     async def _buy_gathered(self, items: Sequence[tuple[Wish, float]]) -> list[Outcome]:
+        # Whose time is up has gone already: nothing is reserved for it.
+        now = asyncio.get_running_loop().time()
+        in_time = [(wish, deadline) for wish, deadline in items if deadline > now]
+        if not in_time:
+            return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish, _ in items]
         # The latest deadline: whose own runs out earlier leaves alone, and its purchase is there when it repeats.
-        return await self._buy_batch([wish for wish, _ in items], max(deadline for _, deadline in items))
+        outcomes = iter(await self._buy_batch([wish for wish, _ in in_time], max(each for _, each in in_time)))
+        return [
+            next(outcomes) if deadline > now else refused(wish, _R.ERROR_REASON_OVERLOADED) for wish, deadline in items
+        ]
 
     async def _begin(self, wishes: Sequence[Wish], deadline: float) -> list[Outcome]:
         task = asyncio.get_running_loop().create_task(self._buy_batch(wishes, deadline))

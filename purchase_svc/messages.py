@@ -12,7 +12,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh import page_token
-from mesh.errors import DomainError, invalid_argument, suggested_retry_ms
+from mesh.errors import DomainError, invalid_argument, jittered_ms, suggested_retry_ms
 from mesh.identity import purchase_id
 from mesh.validation import Violations, canonical_uuid, is_name
 from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase, PurchaseState, Wish
@@ -157,7 +157,7 @@ def write_outcome(outcome: Outcome | None) -> pb.CreatePurchaseOutcome:
     return pb.CreatePurchaseOutcome(
         reason=_reason(outcome.reason),
         purchase_id=str(outcome.purchase_id),
-        retry_after_ms=suggested_retry_ms(outcome.reason),
+        retry_after_ms=jittered_ms(suggested_retry_ms(outcome.reason)),
     )
 
 

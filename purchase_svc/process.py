@@ -1,18 +1,21 @@
 """Wiring of the serving process, and migration."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from mesh import migrations
+from mesh.background import Background
+from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
+from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
+from mesh.metrics import Metrics
 from mesh.postgres import open_pool
-from mesh.server import GrpcServer, stop_signal
+from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 from purchase_svc.buying import Buying
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER, PurchaseBook
@@ -25,6 +28,9 @@ from purchase_svc.watching import Watching
 
 log = get_logger(__name__)
 
+#: Shed last: who has bought already is told how it stands and may cancel, however many want to buy.
+CRITICAL = frozenset({"GetPurchase", "ListPurchases", "CancelPurchase"})
+
 
 @dataclass(frozen=True)
 class Running:
@@ -34,27 +40,8 @@ class Running:
     port: int
     watching: Watching
     writer: QueueWriter
-    #: Set when a task that must run for ever has ended; ``failure`` of it is the reason.
-    failed: "asyncio.Future[BaseException]"
-
-
-def _start(work: Coroutine[Any, Any, None], failed: "asyncio.Future[BaseException]", name: str) -> "asyncio.Task[None]":
-    """Starts a task that is to run until it is stopped; if it breaks, ``failed`` gets the error."""
-
-    def ended(task: "asyncio.Task[None]") -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not failed.done():
-            log.error("a task broke", task=name, exc_info=error)
-            failed.set_result(error)
-
-    task = asyncio.get_running_loop().create_task(work, name=name)
-    task.add_done_callback(ended)
-    return task
-
-
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task])
+    #: Set when a task it needs has failed.
+    crashed: "asyncio.Future[BaseException]"
 
 
 @asynccontextmanager
@@ -64,7 +51,7 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
     Starts while RabbitMQ or the Inventory Service is away. Raises SettingsError on an unmigrated database.
     """
     await migrations.require_migrated(settings.database_url, MIGRATIONS_FOLDER)
-    failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(settings.database_url, name="purchase-buy", size=settings.pool_size)
@@ -72,18 +59,20 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
         read_pool = await stack.enter_async_context(
             open_pool(settings.database_url, name="purchase-read", size=settings.read_pool_size)
         )
-        channel = open_channel(settings.inventory_target)
+        channel = open_channel(settings.inventory_target, ChannelMetrics(metrics))
         stack.push_async_callback(channel.close)
         # Connects now and without waiting, so that the first buyer need not.
         channel.get_state(try_to_connect=True)
         inventory = InventoryServiceStub(channel)
         publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="purchase-serve"))
 
+        tasks = Background()
+        stack.push_async_callback(tasks.stop)
         read_book = PurchaseBook(read_pool)
         writer = QueueWriter(read_book, publisher, unqueued_max=settings.unqueued_max)
-        stack.push_async_callback(writer.end, _start(writer.run(), failed, "queue writer"))
+        stack.push_async_callback(writer.end, tasks.start(writer.run(), "queue writer"))
         watching = Watching(read_book, watches_max=settings.watches_max, interval_ms=settings.watch_interval_ms)
-        stack.push_async_callback(_stop, _start(watching.run(), failed, "watching"))
+        tasks.keep(watching.run(), "watching")
         buying = Buying(
             PurchaseBook(pool),
             inventory,
@@ -105,13 +94,19 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
             GrpcServer(
                 settings.listen,
                 [servicer.registration],
+                metrics=metrics,
+                limits=Limits(settings.calls_max, CRITICAL),
                 grace_s=settings.grace_s,
                 with_reflection=settings.reflection,
             )
         )
         stack.callback(watching.drain)
+        metrics.gauge("flashsale_purchases_unbegun", "Purchases that wait for a batch", lambda: buying.waiting)
+        metrics.gauge("flashsale_purchases_unqueued", "Purchases that wait to be published", lambda: writer.waiting)
+        metrics.gauge("flashsale_watches", "WatchPurchase streams", lambda: watching.watches)
+        metrics.show(settings.metrics_listen)
         await server.serving()
-        yield Running(server.port, watching, writer, failed)
+        yield Running(server.port, watching, writer, tasks.crashed)
 
 
 async def serve() -> None:
@@ -120,10 +115,7 @@ async def serve() -> None:
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
     async with running_serve(settings) as running:
-        running.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-    if running.failed.done():
-        raise running.failed.result()
+        await until_stopped(stop, running.crashed)
 
 
 async def migrate() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.metrics import LISTEN_HELP
 from mesh.settings import setting
 
 PREFIX = "PURCHASE_"
@@ -22,6 +23,10 @@ class ServeSettings:
     amqp_url: str = setting("amqp:// URL of RabbitMQ", secret=True)
     inventory_target: str = setting("gRPC target of the Inventory Service")
     listen: str = setting("host:port to serve on", default="127.0.0.1:7053")
+    metrics_listen: str = setting(LISTEN_HELP, default="")
+    calls_max: int = setting(
+        "unary calls under way at once; more are refused", default=4096, minimum=1, maximum=100_000
+    )
     pool_size: int = setting("SQL connections for buyers", default=8, minimum=1, maximum=64)
     #: Reading has connections of its own, so that watchers and lists never hold up a buy.
     read_pool_size: int = setting("SQL connections for reading and for queue notes", default=4, minimum=1, maximum=64)

@@ -2,19 +2,22 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from mesh import migrations
+from mesh.background import Background
+from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
 from mesh.logs import configure_logs, get_logger
+from mesh.metrics import Metrics
 from mesh.postgres import open_pool
-from mesh.server import GrpcServer, stop_signal
+from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 from purchase_svc.abandoned import AbandonedSearch
+from purchase_svc.backlog import Backlog
 from purchase_svc.pacing import Pace, TokenBucket
 from purchase_svc.purchase import PARTITIONS
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER
@@ -47,8 +50,8 @@ class Running:
     settlement: Settlement
     worker: SettlementWorker
     sweeper: Sweeper
-    #: Set when a task that must run for ever has ended; the error is the result.
-    failed: "asyncio.Future[BaseException]"
+    #: Set when a task it needs has failed.
+    crashed: "asyncio.Future[BaseException]"
 
 
 async def _summarize(settlement: Settlement) -> None:
@@ -60,20 +63,6 @@ async def _summarize(settlement: Settlement) -> None:
         if now != before:
             log.info("settled", interval_s=_SUMMARY_INTERVAL_S, **dict(sorted((now - before).items())))
         before = now
-
-
-def _start(work: Coroutine[Any, Any, None], failed: "asyncio.Future[BaseException]", name: str) -> "asyncio.Task[None]":
-    """Starts a task that is to run until it is stopped; if it breaks, ``failed`` gets the error."""
-
-    def ended(task: "asyncio.Task[None]") -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not failed.done():
-            log.error("a task broke", task=name, exc_info=error)
-            failed.set_result(error)
-
-    task = asyncio.get_running_loop().create_task(work, name=name)
-    task.add_done_callback(ended)
-    return task
 
 
 async def _end(stop: Callable[[], None], task: "asyncio.Task[None]", grace_s: float) -> None:
@@ -120,8 +109,9 @@ def _new_worker(
 
 
 @asynccontextmanager
-async def _open_services(settings: SettlementSettings) -> AsyncIterator[SettlementServices]:
-    inventory, balance = open_channel(settings.inventory_target), open_channel(settings.balance_target)
+async def _open_services(settings: SettlementSettings, metrics: Metrics) -> AsyncIterator[SettlementServices]:
+    calls = ChannelMetrics(metrics)
+    inventory, balance = open_channel(settings.inventory_target, calls), open_channel(settings.balance_target, calls)
     try:
         yield SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
     finally:
@@ -136,14 +126,14 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
     Starts while RabbitMQ, inventory or balance are away. Raises SettingsError on an unmigrated database.
     """
     await migrations.require_migrated(settings.database_url, MIGRATIONS_FOLDER)
-    failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     pace = Pace(settings.rate_per_s, settings.burst)
+    metrics = Metrics()
     async with (
         open_pool(settings.database_url, name="settle", size=settings.pool_size) as pool,
         open_pool(settings.database_url, name="sweep", size=_SWEEP_POOL_SIZE) as sweep_pool,
-        _open_services(settings) as services,
+        _open_services(settings, metrics) as services,
         SettlementPublisher(settings.amqp_url, name="settlement retries") as publisher,
-        GrpcServer(settings.listen, [], grace_s=1.0) as server,
+        GrpcServer(settings.listen, [], metrics=metrics, grace_s=1.0) as server,
         AsyncExitStack() as stack,
     ):
         book, sweep_book, retry_book = SettlementBook(pool), SweepBook(sweep_pool), SettlementBook(sweep_pool)
@@ -155,14 +145,26 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
         )
         sweeper = Sweeper(retry_book, sweep_book, services, publisher, abandoned, worker, times)
 
-        summary = _start(_summarize(settlement), failed, "summary")
-        stack.push_async_callback(_end, lambda: None, summary, 0)
-        stack.push_async_callback(_end, sweeper.stop, _start(sweeper.run(), failed, "sweeper"), settings.grace_s)
+        metrics.totals(
+            "flashsale_settled_purchases",
+            "Purchases settled by this worker, by state and reason, with the tries whose outcome was unknown",
+            ("outcome",),
+            lambda: {(outcome,): count for outcome, count in settlement.tally.copy().items()},
+        )
+        metrics.gauge(
+            "flashsale_settlement_rate_max_per_s", "Purchases/s that all workers may settle", lambda: pace.rate_per_s
+        )
+        tasks = Background()
+        stack.push_async_callback(tasks.stop)
+        tasks.keep(Backlog(sweep_book, publisher, metrics).run(), "backlog")
+        tasks.keep(_summarize(settlement), "summary")
+        stack.push_async_callback(_end, sweeper.stop, tasks.start(sweeper.run(), "sweeper"), settings.grace_s)
         # The worker's own grace time ends its lanes; what is added is for leaving the broker.
-        work = _start(worker.run(), failed, "worker")
+        work = tasks.start(worker.run(), "worker")
         stack.push_async_callback(_end, worker.stop, work, settings.grace_s + 5.0)
+        metrics.show(settings.metrics_listen)
         await server.serving()
-        yield Running(server.port, settlement, worker, sweeper, failed)
+        yield Running(server.port, settlement, worker, sweeper, tasks.crashed)
 
 
 async def settle() -> None:
@@ -171,7 +173,4 @@ async def settle() -> None:
     settings = read_settings(SettlementSettings, PREFIX)
     stop = stop_signal()
     async with running_settle(settings) as running:
-        running.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-    if running.failed.done():
-        raise running.failed.result()
+        await until_stopped(stop, running.crashed)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.metrics import LISTEN_HELP
 from mesh.settings import setting
 
 PREFIX = "SETTLEMENT_"
@@ -16,6 +17,7 @@ class SettlementSettings:
     inventory_target: str = setting("gRPC target of the Inventory Service", env="PURCHASE_INVENTORY_TARGET")
     balance_target: str = setting("gRPC target of the Balance Service", env="PURCHASE_BALANCE_TARGET")
     listen: str = setting("host:port to serve health on", default="127.0.0.1:7054")
+    metrics_listen: str = setting(LISTEN_HELP, default="")
     rate_per_s: int = setting(
         "purchases/s sent to the Balance Service over all workers", default=500, minimum=1, maximum=100_000
     )

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
@@ -10,6 +11,17 @@ from purchase_svc.purchase import Wish
 from purchase_svc.purchase_book import SQL_FOLDER, Terms
 
 _LEASE = "sweep"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Purchases that are not settled yet."""
+
+    purchases: int
+    #: Age of the oldest, seconds; 0 without any.
+    oldest_s: float
+    #: Purchases that wait for an operator.
+    parked: int
 
 
 class SweepBook:
@@ -28,6 +40,11 @@ class SweepBook:
     async def give_back_lease(self) -> None:
         """Lets another process sweep at once."""
         await run_statement(self._pool, self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
+
+    async def waiting(self) -> Waiting:
+        """What is not settled yet."""
+        ((purchases, oldest_s, parked),) = await run_statement(self._pool, self._queries.count_waiting, {})
+        return Waiting(purchases, oldest_s, parked)
 
     async def note_busy(self, partitions: Sequence[int]) -> None:
         """Notes that this process has messages of these partitions in hand."""

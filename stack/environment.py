@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
-from stack.ports import Ports
+from stack.ports import Ports, metrics_of
 from stack.postgres_server import DATABASES, admin_url, database_url
 from stack.rabbitmq_server import amqp_url
 from stack.replicas import SERVICE_KINDS, Replicas, count_setting
@@ -60,6 +60,7 @@ def build(
         **replicas.settings(),
         **{f"{kind.upper()}_TARGET": target for kind, target in targets.items()},
         **{f"{kind.upper()}_LISTEN": ports.address(kind) for kind in SERVICE_KINDS},
+        **{f"{kind.upper()}_METRICS_LISTEN": ports.address(metrics_of(kind)) for kind in SERVICE_KINDS},
         **{f"{name.upper()}_DATABASE_URL": database_url(name, ports, secrets) for name in DATABASES},
         "GATEWAY_URL": gateways[0],
         "GATEWAY_SOLE": str(len(gateways) == 1).lower(),

@@ -26,6 +26,11 @@ _OFFSETS = {
     "postgres": 432,
     "amqp": 672,
     "rabbit_dist": 673,
+    "inventory_metrics": 61,
+    "balance_metrics": 62,
+    "purchase_metrics": 63,
+    "settlement_metrics": 64,
+    "gateway_metrics": 90,
 }
 _PORT_MAX = 65535
 
@@ -44,6 +49,11 @@ class Ports:
     postgres: int
     amqp: int
     rabbit_dist: int
+    inventory_metrics: int
+    balance_metrics: int
+    purchase_metrics: int
+    settlement_metrics: int
+    gateway_metrics: int
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Ports:
@@ -77,8 +87,15 @@ class Ports:
 
     def listeners(self, replicas: Replicas) -> dict[str, int]:
         """Name -> port of everything that will listen."""
-        names = dict.fromkeys((*(field.name for field in fields(self)), *replicas.names()))
+        services = replicas.names()
+        names = dict.fromkeys((*(field.name for field in fields(self)), *services, *map(metrics_of, services)))
         return {name: self.port(name) for name in names}
+
+
+def metrics_of(name: str) -> str:
+    """The listener on which a service process shows its metrics: `inventory_metrics-2` for `inventory-2`."""
+    kind, dash, number = name.partition("-")
+    return f"{kind}_metrics{dash}{number}"
 
 
 def setting(name: str) -> str:

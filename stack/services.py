@@ -17,7 +17,7 @@ from stack.environment import for_service
 from stack.errors import NotReadyError, StackError
 from stack.folder import CHECKOUT, StackFolder, own_file
 from stack.parts import Part, Program
-from stack.ports import LOOPBACK, Ports
+from stack.ports import LOOPBACK, Ports, metrics_of
 from stack.replicas import kind_and_index
 
 MIGRATED = ("inventory", "balance", "purchase")
@@ -57,6 +57,7 @@ def write_environment(
     own = base_environment() | for_service(kind, whole)
     if index > 0:
         own[f"{kind.upper()}_LISTEN"] = ports.address(name)
+        own[f"{kind.upper()}_METRICS_LISTEN"] = ports.address(metrics_of(name))
     own_file(folder.service_environment_file(name), json.dumps(own | dict(extra), indent=1) + "\n")
 
 

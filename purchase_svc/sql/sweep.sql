@@ -10,6 +10,16 @@ RETURNING true;
 -- name: give_back_lease
 DELETE FROM settlement_leases WHERE lease_name = %(lease_name)s AND holder = %(holder)s;
 
+-- name: count_waiting
+-- The oldest by itself: the index gives it at once.
+SELECT count(*) FILTER (WHERE state <> 'PARKED'),
+       COALESCE(GREATEST(0, EXTRACT(epoch FROM clock_timestamp() - (
+           SELECT min(create_time) FROM purchases WHERE final_time IS NULL AND state <> 'PARKED'
+       ))), 0)::float8,
+       count(*) FILTER (WHERE state = 'PARKED')
+FROM purchases
+WHERE final_time IS NULL;
+
 -- name: note_busy
 UPDATE settlement_partitions
 SET busy_time = clock_timestamp()

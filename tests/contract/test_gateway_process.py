@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ async def test_on_sigterm_the_process_answers_what_it_has_and_ends_with_0() -> N
             sys.executable, "-m", "gateway", "serve", cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
         )
         try:
-            h.gateway = type(h.gateway)(port, h.gateway.app, h.gateway.parts, h.gateway.crashed)
+            h.gateway = replace(h.gateway, port=port)
 
             async def healthy() -> bool:
                 try:

@@ -15,7 +15,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from gateway.local_tokens import issue
-from tests.support.servers import MeshStack
+from tests.support.servers import MeshStack, metrics_text
 
 SHARES, PRICE = 20, 2500
 
@@ -108,9 +108,9 @@ async def test_a_unit_that_comes_back_is_sold_again_and_only_losers_are_told_it_
 
     for user in winners[:5]:
         assert (await client.buy(sale, user))[1]["purchase_id"] == answers[user][1]["purchase_id"]
-    before = await _refused_at_door(client)
+    before = await _refused_at_door(mesh_stack)
     assert [(await client.buy(sale, user))[0] for user in losers[:5]] == [409] * 5
-    assert await _refused_at_door(client) >= before + 5
+    assert await _refused_at_door(mesh_stack) >= before + 5
 
     for user in winners:
         path = f"/v1/purchases/{answers[user][1]['purchase_id']}"
@@ -124,9 +124,9 @@ async def test_a_unit_that_comes_back_is_sold_again_and_only_losers_are_told_it_
     assert (stock["available"], stock["reserved"], stock["sold"]) == (0, 0, SHARES)
 
 
-async def _refused_at_door(client: Client) -> float:
-    _, text = await client.send("GET", "/metrics")
-    [line] = [line for line in text.splitlines() if "SOLD_OUT_AT_DOOR" in line]
+async def _refused_at_door(stack: MeshStack) -> float:
+    text = await asyncio.to_thread(metrics_text, stack, "gateway")
+    [line] = [line for line in text.splitlines() if line.startswith('gateway_refused_at_door_total{reason="SOLD_OUT"')]
     return float(line.split()[-1])
 
 

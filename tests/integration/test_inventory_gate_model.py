@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.reaper import Reaper
-from inventory_svc.recalibration import Recalibrator
+from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import Move, ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import SaleState, SaleTerms, Wish
@@ -22,6 +22,7 @@ from inventory_svc.stock_gate import StockGate, gate_key
 from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
+from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.redis_pool import open_redis
 from tests.support.servers import Servers
@@ -66,7 +67,7 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
             book,
             Reserving(gate, sales, book, proofs, changed=ignore, stale=ignore),
             GateMoves(gate, sales, book, changed=ignore, stale=ignore),
-            Recalibrator(gate, sales, pool, lease_ms=5_000, in_service=ignore),
+            Recalibrator(gate, sales, pool, lease_ms=5_000, in_service=ignore, metrics=RecalibrationMetrics(Metrics())),
             Reaper(gate, sales, book, grant_age_max_ms=0, changed=ignore),
             proofs,
         )

@@ -16,7 +16,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inventory_svc.supervised import Supervised, end_tasks
+from mesh.background import end_tasks
 from mesh.redis_pool import open_redis
 from stack.ports import PortLease
 from tests.support.servers import Servers
@@ -87,20 +87,6 @@ async def test_it_serves_and_drains_within_its_grace_although_a_stream_is_open(s
             process.kill()
             await process.wait()
         lease.close()
-
-
-async def test_a_background_task_that_fails_ends_the_wait_with_its_error() -> None:
-    supervised = Supervised()
-
-    async def fail() -> None:
-        await asyncio.sleep(0)
-        raise ValueError("broken")
-
-    supervised.start("steady", asyncio.sleep(60))
-    supervised.start("failing", fail())
-    with pytest.raises(ValueError, match="broken"):
-        await asyncio.wait_for(supervised.crash(), 5)
-    await supervised.stop()
 
 
 async def test_tasks_end_although_the_driver_loses_a_cancellation(servers: Servers) -> None:

@@ -17,8 +17,11 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel, timeout_s
 from mesh.errors import DomainError, from_rpc_error, invalid_argument
+from mesh.interceptors import LimitInterceptor, Limits
+from mesh.metrics import Metrics
 from mesh.server import GrpcServer
 from mesh.settings import SettingsError
 
@@ -33,8 +36,14 @@ class Probe(pb_grpc.InventoryServiceServicer):
         self.entered = asyncio.Event()
         self.leave = asyncio.Event()
         self.time_left_s: float | None = None
+        self.begun = 0
+
+    async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
+        await self.GetSale(pb.GetSaleRequest(sale_id=request.sale_id), context)
+        return pb.OpenSaleResponse()
 
     async def GetSale(self, request: pb.GetSaleRequest, context: Any) -> pb.GetSaleResponse:
+        self.begun += 1
         self.time_left_s = timeout_s(context, 30.0)
         match request.sale_id:
             case "wait":
@@ -117,7 +126,7 @@ async def test_a_stream_that_fails_ends_with_its_reason_and_a_delay() -> None:
 
 
 async def test_calls_beyond_the_limit_are_shed_and_health_still_answers() -> None:
-    async with probed(calls_max=1) as (probe, stub, server):
+    async with probed(limits=Limits(calls_max=1)) as (probe, stub, server):
         first = asyncio.ensure_future(stub.GetSale(pb.GetSaleRequest(sale_id="wait")))
         await probe.entered.wait()
         error = await failure(stub.GetSale(pb.GetSaleRequest()))
@@ -131,6 +140,85 @@ async def test_calls_beyond_the_limit_are_shed_and_health_still_answers() -> Non
         await stub.GetSale(pb.GetSaleRequest())
 
 
+async def test_critical_calls_are_shed_last() -> None:
+    limits = Limits(calls_max=1, critical=frozenset({"OpenSale"}))
+    async with probed(limits=limits) as (probe, stub, _server):
+        first = asyncio.ensure_future(stub.GetSale(pb.GetSaleRequest(sale_id="wait")))
+        await probe.entered.wait()
+        probe.entered.clear()
+        second = asyncio.ensure_future(stub.OpenSale(pb.OpenSaleRequest(sale_id="wait")))
+        await probe.entered.wait()
+        for call in (stub.GetSale(pb.GetSaleRequest()), stub.OpenSale(pb.OpenSaleRequest())):
+            assert (await failure(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        probe.leave.set()
+        await asyncio.gather(first, second)
+
+
+async def test_a_call_whose_deadline_has_passed_is_not_begun() -> None:
+    async with probed() as (probe, stub, server):
+        await stub.GetSale(pb.GetSaleRequest())
+        begun = probe.begun
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=5)
+            late: Any = pb_grpc.InventoryServiceStub(channel)
+            # This loop, which is the server's too, stands still until the client has given up.
+            with pytest.raises(grpc.RpcError) as caught:
+                late.GetSale(pb.GetSaleRequest(), timeout=0.05)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await stub.GetSale(pb.GetSaleRequest())
+        assert probe.begun == begun + 1
+
+
+class LateContext:
+    """A call whose deadline has passed on its way through the process."""
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+
+async def test_what_comes_too_late_is_dropped_and_counted() -> None:
+    metrics = Metrics()
+    limit = LimitInterceptor(Limits(), metrics.counts("shed", "Shed", ("grpc_method", "reason")))
+    begun: list[object] = []
+
+    async def handler(request: object, context: object) -> None:
+        begun.append(request)
+
+    for method in ("GetSale", "OpenSale"):
+        wrapped = limit.wrap(grpc.unary_unary_rpc_method_handler(handler), f"/s/{method}")
+        with pytest.raises(DomainError) as caught:
+            await wrapped.unary_unary(None, LateContext())  # type: ignore[misc,arg-type]
+        assert caught.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+    assert not begun
+    assert 'shed_total{grpc_method="s/GetSale",reason="deadline"} 1.0' in metrics.text().decode().splitlines()
+
+
+async def test_calls_are_counted_by_method_and_status_on_both_sides() -> None:
+    served, called = Metrics(), Metrics()
+    async with probed(metrics=served) as (_, _stub, server):
+        target = f"127.0.0.1:{server.port}"
+        async with open_channel(target, ChannelMetrics(called)) as channel:
+            stub: Any = pb_grpc.InventoryServiceStub(channel)
+            await stub.GetSale(pb.GetSaleRequest(), timeout=5)
+            await failure(stub.GetSale(pb.GetSaleRequest(sale_id="sold-out")))
+            call = stub.WatchStock(pb.WatchStockRequest())
+            await call.read()
+            await failure(call.read())
+    method = f'grpc_method="{SERVICE}/GetSale"'
+    lines = served.text().decode().splitlines()
+    assert f"grpc_server_call_started_total{{{method}}} 2.0" in lines
+    for status in ("OK", "FAILED_PRECONDITION"):
+        count = f'grpc_server_call_duration_seconds_count{{{method},grpc_status="{status}"}} 1.0'
+        assert count in lines
+        assert (
+            f'grpc_client_attempt_duration_seconds_count{{{method},grpc_status="{status}",grpc_target="{target}"}} 1.0'
+            in called.text().decode().splitlines()
+        )
+    watch = f'grpc_method="{SERVICE}/WatchStock"'
+    assert f'grpc_server_call_duration_seconds_count{{{watch},grpc_status="UNAVAILABLE"}} 1.0' in lines
+    assert f'grpc_client_attempt_started_total{{{watch},grpc_target="{target}"}} 1.0' in called.text().decode()
+
+
 async def test_a_deadline_travels_with_the_work() -> None:
     async with probed() as (probe, stub, _server):
         await stub.GetSale(pb.GetSaleRequest(), timeout=0.5)
@@ -141,7 +229,7 @@ async def test_a_deadline_travels_with_the_work() -> None:
 
 
 async def test_cancelled_calls_give_their_place_back() -> None:
-    async with probed(calls_max=1) as (probe, stub, _server):
+    async with probed(limits=Limits(calls_max=1)) as (probe, stub, _server):
         for _ in range(20):
             probe.entered.clear()
             call = stub.GetSale(pb.GetSaleRequest(sale_id="wait"))

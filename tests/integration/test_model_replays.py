@@ -27,7 +27,7 @@ from inventory_svc import recalibration, reservation_book
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.reaper import Reaper
-from inventory_svc.recalibration import Recalibrator
+from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import Wish
@@ -38,6 +38,7 @@ from inventory_svc.stock_watch import StockWatch
 from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
+from mesh.metrics import Metrics
 from mesh.postgres import Pool, open_pool
 from mesh.redis_pool import open_redis
 from purchase_svc.purchase import PurchaseState
@@ -115,7 +116,8 @@ class Process:
             pass
 
         self.gate, self.sales, self.book = StockGate(redis), SaleBook(pool), ReservationBook(pool)
-        self.recalibrator = Recalibrator(self.gate, self.sales, pool, lease_ms=5_000, in_service=told)
+        counts = RecalibrationMetrics(Metrics())
+        self.recalibrator = Recalibrator(self.gate, self.sales, pool, lease_ms=5_000, in_service=told, metrics=counts)
         self.moves = GateMoves(self.gate, self.sales, self.book, changed=told, stale=told)
         self.reserving = Reserving(self.gate, self.sales, self.book, GrantProofs(self.gate), changed=told, stale=told)
         self.reaper = Reaper(self.gate, self.sales, self.book, grant_age_max_ms=0, changed=told)

@@ -1,5 +1,6 @@
 """Private servers for tests: own folder, own ports, gone when the test run is."""
 
+import http.client
 import itertools
 import secrets
 from collections.abc import Mapping
@@ -158,3 +159,14 @@ class MeshStack:
     def jwt_secret(self) -> str:
         """By which the gateway checks tokens."""
         return self.environment["GATEWAY_JWT_SECRET"]
+
+
+def metrics_text(stack: MeshStack, kind: str) -> str:
+    """What the first process of a kind shows on its metrics port. Blocks."""
+    address = stack.stack.environment[f"{kind.upper()}_METRICS_LISTEN"]
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()

@@ -264,7 +264,7 @@ class SettlementRig:
         """A settlement worker, complete with queue and sweeper; it must not break."""
         async with running_settle(replace(self.settings, **changes)) as running:
             yield running
-        assert not running.failed.done(), running.failed.result()
+        assert not running.crashed.done(), running.crashed.result()
 
     async def dead_letters(self) -> int:
         """Messages in the dead-letter queue."""

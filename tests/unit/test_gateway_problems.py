@@ -5,9 +5,10 @@ import json
 import pytest
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
-from gateway.metrics import Metrics
+from gateway.metrics import GatewayMetrics
 from gateway.problems import HttpError, domain_problem, http_problem, json_answer, known_reason
 from mesh.errors import DomainError, invalid_argument
+from mesh.metrics import Metrics
 
 
 @pytest.mark.parametrize("reason", [value for value in ErrorReason.values() if value])
@@ -54,20 +55,20 @@ def test_a_reason_of_a_newer_version_is_internal() -> None:
 
 
 def test_answers_and_latencies_are_counted_by_route_and_reason() -> None:
-    metrics = Metrics({"gateway_queue_requests": ("waiting", lambda: 7.0)})
+    everything = Metrics()
+    metrics = GatewayMetrics(everything)
     answer = json_answer(202, {})
     for seconds in (0.0005, 0.003, 0.003, 99.0):
         metrics.answered("buy", answer.status, answer.reason)
         metrics.purchase_took(seconds)
     metrics.sold_out_at_door += 3
-    text = metrics.text().decode()
+    text = everything.text().decode()
     for line in (
         'gateway_answers_total{reason="OK",route="buy",status="202"} 4.0',
-        'gateway_answers_total{reason="SOLD_OUT_AT_DOOR",route="buy",status="409"} 3.0',
+        'gateway_refused_at_door_total{reason="SOLD_OUT"} 3.0',
         'gateway_purchase_seconds_bucket{le="0.001"} 1.0',
         'gateway_purchase_seconds_bucket{le="0.005"} 3.0',
         'gateway_purchase_seconds_bucket{le="30.0"} 3.0',
         'gateway_purchase_seconds_bucket{le="+Inf"} 4.0',
-        "gateway_queue_requests 7.0",
     ):
         assert line in text.splitlines()

@@ -46,13 +46,21 @@ def test_a_service_with_nothing_to_do_is_not_taken_for_a_slow_one() -> None:
 
 
 def test_a_refused_crowd_is_told_to_return_at_the_rate_of_service() -> None:
-    limit = QueueLimit(BOUNDS)
+    limit = QueueLimit(BOUNDS, chance=lambda: 0.0)
     delays = [limit.return_after_ms(4000, 100.0) for _ in range(4000)]
     assert delays == sorted(delays)
     assert 200 <= delays[0] <= 300, "half the queue is answered by then"
     assert delays[-1] - delays[0] == pytest.approx(500, rel=0.02), "4,000 at 8,000/s"
     assert max(limit.return_after_ms(4000, 100.0) for _ in range(100_000)) == QueueLimit.RETRY_MS_MAX
     assert limit.return_after_ms(0, 200.0) == QueueLimit.RETRY_MS_MIN, "and a crowd of long ago is forgotten"
+
+
+def test_who_is_told_the_longest_delay_at_once_does_not_return_at_once() -> None:
+    limit = QueueLimit(BOUNDS)
+    delays = [limit.return_after_ms(100_000, 100.0) for _ in range(1000)]
+    longest = QueueLimit.RETRY_MS_MAX
+    assert longest * (1 - QueueLimit.JITTER) <= min(delays) < longest * 0.8
+    assert longest * 0.95 < max(delays) <= longest
 
 
 def _refused(limit: QueueLimit, seconds: float, *, start: float) -> float:

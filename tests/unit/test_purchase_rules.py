@@ -170,7 +170,8 @@ def test_an_outcome_that_may_be_repeated_says_when() -> None:
     wish = a_wish()
     overloaded = write_outcome(refused(wish, ErrorReason.ERROR_REASON_OVERLOADED))
     sold_out = write_outcome(refused(wish, ErrorReason.ERROR_REASON_SOLD_OUT))
-    assert (overloaded.retry_after_ms, sold_out.retry_after_ms) == (1000, 0)
+    assert 500 <= overloaded.retry_after_ms <= 1000
+    assert sold_out.retry_after_ms == 0
     assert overloaded.purchase_id == str(wish.purchase_id)
     assert overloaded.state == pb.PURCHASE_STATE_UNSPECIFIED
     assert write_outcome(None).purchase_id == ""

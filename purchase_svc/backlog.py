@@ -1,0 +1,56 @@
+"""How much waits to be settled, and for how long: looked at every few seconds, for the metrics."""
+
+import asyncio
+
+from mesh.errors import DomainError
+from mesh.metrics import Metrics
+from purchase_svc.settlement_publisher import SettlementPublisher
+from purchase_svc.sweep_book import SweepBook, Waiting
+
+#: Between two looks, seconds. One costs a count of what waits.
+_INTERVAL_S = 5.0
+
+
+class Backlog:
+    """Reads what waits in SQL and in the broker. What cannot be read is not shown."""
+
+    def __init__(self, book: SweepBook, publisher: SettlementPublisher, metrics: Metrics) -> None:
+        self._book = book
+        self._publisher = publisher
+        self._waiting: Waiting | None = None
+        self._depths: tuple[int, int] | None = None
+        metrics.gauges(
+            "flashsale_settlement_purchases",
+            "Purchases that wait to be settled, and that are parked; of all workers",
+            ("state",),
+            lambda: {("waiting",): w.purchases, ("parked",): w.parked} if (w := self._waiting) else {},
+        )
+        metrics.gauges(
+            "flashsale_settlement_oldest_seconds",
+            "Age of the oldest purchase that waits to be settled",
+            (),
+            lambda: {(): w.oldest_s} if (w := self._waiting) else {},
+        )
+        metrics.gauges(
+            "flashsale_settlement_messages",
+            "Messages in RabbitMQ: that wait to be settled, and dead letters",
+            ("queue",),
+            lambda: {("settlement",): d[0], ("dead letters",): d[1]} if (d := self._depths) else {},
+        )
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def look(self) -> None:
+        """Looks once."""
+        try:
+            self._waiting = await self._book.waiting()
+        except DomainError:
+            self._waiting = None
+        try:
+            self._depths = await self._publisher.depths()
+        except DomainError:
+            self._depths = None
