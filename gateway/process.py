@@ -207,7 +207,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await parts.upstream.check()
         background.keep(parts.upstream.watch(), "watch the purchase service")
         background.keep(parts.buying.refuse_overdue(), "refuse what has waited too long to be sent")
-        background.keep(parts.streams.push(), "send stock to viewers")
+        # Ends by itself when the gateway drains.
+        background.start(parts.streams.push(), "send stock to viewers")
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)

@@ -136,7 +136,7 @@ class StockStreams:
             viewer.transport = None
 
     async def push(self) -> None:
-        """Sends changes to viewers, for ever; run in the background."""
+        """Sends changes to viewers until the gateway drains; run in the background."""
         loop = asyncio.get_running_loop()
         last, budget = loop.time(), 0.0
         while not self._draining.is_set():

@@ -222,6 +222,8 @@ class Harness:
     purchases: Purchases
     inventories: Inventories
     server: GrpcServer
+    #: A gateway that crashes fails its test, unless that is what it is about.
+    may_crash: bool = False
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     _opened: list[asyncio.StreamWriter] = field(default_factory=list)
 
@@ -364,3 +366,5 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
                 yield made
             finally:
                 await made.close()
+        if gateway.crashed.done() and not made.may_crash:
+            raise gateway.crashed.result()

@@ -82,6 +82,7 @@ async def test_a_task_that_fails_is_made_known() -> None:
         async def fail() -> None:
             raise RuntimeError("broken")
 
+        h.may_crash = True
         h.gateway.parts.followers._background.start(fail(), "broken on purpose")
         async with asyncio.timeout(2):
             assert str(await h.gateway.crashed) == "broken"
