@@ -5,6 +5,7 @@ has too, are known only below it. There are no retries in our channels, so an at
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self, cast
@@ -39,8 +40,10 @@ class MetricsInterceptor(WrappingInterceptor):
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The handler, counted."""
         name = method.removeprefix("/")
-        started, took = (name,), self._took
-        ok = (name, "OK")
+        started = (name,)
+
+        def note(status: str, began: float) -> None:
+            self._took.add((name, status), time.perf_counter() - began)
 
         if handler.unary_unary is not None:
             inner = handler.unary_unary
@@ -49,12 +52,9 @@ class MetricsInterceptor(WrappingInterceptor):
                 self._started.add(started)
                 began = time.perf_counter()
                 try:
-                    response = await inner(request, context)
-                except BaseException as error:
-                    took.add((name, _status(error, context)), time.perf_counter() - began)
-                    raise
-                took.add(ok, time.perf_counter() - began)
-                return response
+                    return await inner(request, context)
+                finally:
+                    note(_status(sys.exception(), context), began)
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
         if handler.unary_stream is not None:
@@ -63,15 +63,11 @@ class MetricsInterceptor(WrappingInterceptor):
             async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
                 self._started.add(started)
                 began = time.perf_counter()
-                status = "OK"
                 try:
                     async for response in stream(request, context):  # type: ignore[attr-defined]
                         yield response
-                except BaseException as error:
-                    status = _status(error, context)
-                    raise
                 finally:
-                    took.add((name, status), time.perf_counter() - began)
+                    note(_status(sys.exception(), context), began)
 
             return grpc.unary_stream_rpc_method_handler(
                 streaming, handler.request_deserializer, handler.response_serializer
@@ -79,8 +75,10 @@ class MetricsInterceptor(WrappingInterceptor):
         return handler
 
 
-def _status(error: BaseException, context: Any) -> str:
-    """The name of the status with which a call ended that did not succeed."""
+def _status(error: BaseException | None, context: Any) -> str:
+    """The name of the status with which a call ends that is left by ``error``, or by nothing."""
+    if error is None:
+        return "OK"
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "CANCELLED"
     code = context.code()

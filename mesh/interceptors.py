@@ -130,48 +130,37 @@ class LimitInterceptor(WrappingInterceptor):
         super().__init__()
         self._limits = limits
         self._shed = shed
-        self.plain = self.critical = 0
+        #: Unary calls under way, by kind.
+        self.under_way = {"plain": 0, "critical": 0}
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The handler, if it is unary: behind the limit."""
         if handler.unary_unary is None:
             return handler
         name = method.removeprefix("/")
-        inner, most, shed = handler.unary_unary, self._limits.calls_max, self._shed
+        critical = name.rpartition("/")[2] in self._limits.critical
+        kind = "critical" if critical else "plain"
+        inner, most, shed, under_way = handler.unary_unary, self._limits.calls_max, self._shed, self.under_way
 
-        def refuse(queued: int) -> DomainError:
-            shed.add((name, "calls"))
-            return DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(queued)})
-
-        def require_time(context: Any) -> None:
+        async def limited(request: Any, context: Any) -> Any:
+            # Plain calls get what critical ones leave; critical ones are not held up by plain ones.
+            ahead = under_way["critical"] + (0 if critical else under_way["plain"])
+            if ahead >= most:
+                shed.add((name, "calls"))
+                raise DomainError(ErrorReason.ERROR_REASON_OVERLOADED, metadata={"queued": str(ahead)})
             left_s = context.time_remaining()
             if left_s is not None and left_s <= 0:
                 # Nobody waits for the answer any more.
                 shed.add((name, "deadline"))
                 raise DomainError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
-
-        async def plain(request: Any, context: Any) -> Any:
-            if self.plain + self.critical >= most:
-                raise refuse(self.plain + self.critical)
-            require_time(context)
-            self.plain += 1
+            under_way[kind] += 1
             try:
                 return await inner(request, context)
             finally:
-                self.plain -= 1
-
-        async def critical(request: Any, context: Any) -> Any:
-            if self.critical >= most:
-                raise refuse(self.critical)
-            require_time(context)
-            self.critical += 1
-            try:
-                return await inner(request, context)
-            finally:
-                self.critical -= 1
+                under_way[kind] -= 1
 
         return grpc.unary_unary_rpc_method_handler(
-            critical if name.rpartition("/")[2] in self._limits.critical else plain,
+            limited,
             handler.request_deserializer,
             handler.response_serializer,
         )

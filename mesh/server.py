@@ -110,7 +110,7 @@ class GrpcServer:
             "flashsale_calls_under_way",
             "Unary calls under way, those of methods that are shed last apart",
             ("kind",),
-            lambda: {("plain",): limit.plain, ("critical",): limit.critical},
+            lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
         # The limit is inside the error mapping, so that its refusal is mapped like any other error.
         self._interceptors = [MetricsInterceptor(metrics), ErrorInterceptor(), limit]
