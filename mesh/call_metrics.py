@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 
 import grpc
 
-from mesh.interceptors import Handler, WrappingInterceptor
+from mesh.interceptors import Handler
 from mesh.metrics import Counts, Durations, Metrics
 
 #: Upper bounds of latencies as A66 recommends them, seconds.
@@ -24,11 +24,10 @@ _BOUNDS_S = (
 _METHOD, _STATUS, _TARGET = "grpc_method", "grpc_status", "grpc_target"
 
 
-class MetricsInterceptor(WrappingInterceptor):
+class MetricsLayer:
     """Counts calls and their durations, by method and status. Outermost, so that it sees the status that is sent."""
 
     def __init__(self, metrics: Metrics) -> None:
-        super().__init__()
         self._started = metrics.counts("grpc_server_call_started", "Calls begun", (_METHOD,))
         self._took = metrics.durations(
             "grpc_server_call_duration_seconds",
@@ -42,8 +41,11 @@ class MetricsInterceptor(WrappingInterceptor):
         name = method.removeprefix("/")
         started = (name,)
 
-        def note(status: str, began: float) -> None:
-            self._took.add((name, status), time.perf_counter() - began)
+        fine = self._took.of((name, "OK"))
+
+        def note(error: BaseException | None, context: Any, began: float) -> None:
+            histogram = fine if error is None else self._took.of((name, _status(error, context)))
+            histogram.add(time.perf_counter() - began)
 
         if handler.unary_unary is not None:
             inner = handler.unary_unary
@@ -54,7 +56,7 @@ class MetricsInterceptor(WrappingInterceptor):
                 try:
                     return await inner(request, context)
                 finally:
-                    note(_status(sys.exception(), context), began)
+                    note(sys.exception(), context, began)
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
         if handler.unary_stream is not None:
@@ -67,7 +69,7 @@ class MetricsInterceptor(WrappingInterceptor):
                     async for response in stream(request, context):  # type: ignore[attr-defined]
                         yield response
                 finally:
-                    note(_status(sys.exception(), context), began)
+                    note(sys.exception(), context, began)
 
             return grpc.unary_stream_rpc_method_handler(
                 streaming, handler.request_deserializer, handler.response_serializer
@@ -75,10 +77,8 @@ class MetricsInterceptor(WrappingInterceptor):
         return handler
 
 
-def _status(error: BaseException | None, context: Any) -> str:
-    """The name of the status with which a call ends that is left by ``error``, or by nothing."""
-    if error is None:
-        return "OK"
+def _status(error: BaseException, context: Any) -> str:
+    """The name of the status with which a call ends that is left by ``error``."""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "CANCELLED"
     code = context.code()

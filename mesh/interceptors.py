@@ -1,10 +1,10 @@
-"""Server interceptors: the one place where errors become gRPC status, and the limits of what is taken on."""
+"""What is done around every call: the one place where errors become gRPC status, and the limits of what is taken on."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -50,10 +50,20 @@ def _domain_error(error: Exception, method: str) -> DomainError:
     return DomainError(ErrorReason.ERROR_REASON_INTERNAL, metadata={"error_id": error_id})
 
 
-class WrappingInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handler of each method once and not at each call: they are the same for as long as a server lives."""
+class Layer(Protocol):
+    """Something that is done around every call of a server."""
 
-    def __init__(self) -> None:
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The handler that takes the place of ``handler``; ``method`` is its full name, with a slash before it."""
+
+
+class LayersInterceptor(grpc.aio.ServerInterceptor):
+    """Puts layers around the handler of each method, the first outermost: once and not at each call, for handlers are
+    the same for as long as a server lives. One interceptor for all, because grpc.aio goes through its interceptors at
+    each call."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self._layers = layers
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -67,15 +77,13 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or method.startswith(_UNLIMITED):
             return handler
-        self._wrapped[method] = self.wrap(handler, method)
-        return self._wrapped[method]
-
-    def wrap(self, handler: Handler, method: str) -> Handler:
-        """The handler that takes its place."""
-        raise NotImplementedError
+        for layer in reversed(self._layers):
+            handler = layer.wrap(handler, method)
+        self._wrapped[method] = handler
+        return handler
 
 
-class ErrorInterceptor(WrappingInterceptor):
+class ErrorLayer:
     """Turns what a handler raises into google.rpc.Status with ErrorInfo. An unexpected error is logged under an id that
     the client is told; its text and trace stay here."""
 
@@ -117,7 +125,7 @@ class ErrorInterceptor(WrappingInterceptor):
         return handler
 
 
-class LimitInterceptor(WrappingInterceptor):
+class LimitLayer:
     """Refuses unary calls that there is no room for with OVERLOADED and RetryInfo, and drops those whose deadline has
     passed before they are begun.
 
@@ -127,7 +135,6 @@ class LimitInterceptor(WrappingInterceptor):
     """
 
     def __init__(self, limits: Limits, shed: Counts) -> None:
-        super().__init__()
         self._limits = limits
         self._shed = shed
         #: Unary calls under way, by kind.

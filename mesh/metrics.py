@@ -40,32 +40,51 @@ class Counts(Collector):
         yield family
 
 
+class Histogram:
+    """Durations with the same labels, seconds."""
+
+    __slots__ = ("_bounds_s", "counts", "sum_s")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self._bounds_s = bounds_s
+        #: At most as long as each bound and longer than the one before; the last: longer than all.
+        self.counts = [0] * (len(bounds_s) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Notes one duration."""
+        self.counts[bisect_left(self._bounds_s, seconds)] += 1
+        self.sum_s += seconds
+
+
 class Durations(Collector):
-    """Histograms of times of one name, seconds, by their labels. ``bounds_s`` are upper bounds, rising."""
+    """Histograms of times of one name, by their labels. ``bounds_s`` are upper bounds, rising, seconds."""
 
     def __init__(self, name: str, text: str, labels: Labels, bounds_s: tuple[float, ...]) -> None:
         self._name, self._text, self._labels, self._bounds_s = name, text, labels, bounds_s
-        # Per labels: observations at most as long as each bound and longer than the one before, and the sum at the end.
-        self._values: dict[Labels, list[float]] = {}
+        self._histograms: dict[Labels, Histogram] = {}
+
+    def of(self, labels: Labels) -> Histogram:
+        """The one with these labels: for a hot path, which may keep it."""
+        histogram = self._histograms.get(labels)
+        if histogram is None:
+            histogram = self._histograms[labels] = Histogram(self._bounds_s)
+        return histogram
 
     def add(self, labels: Labels, seconds: float) -> None:
         """Notes one duration."""
-        values = self._values.get(labels)
-        if values is None:
-            values = self._values[labels] = [0.0] * (len(self._bounds_s) + 2)
-        values[bisect_left(self._bounds_s, seconds)] += 1
-        values[-1] += seconds
+        self.of(labels).add(seconds)
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         names = (*map(str, self._bounds_s), "+Inf")
-        for labels, values in list(self._values.items()):
+        for labels, histogram in list(self._histograms.items()):
             total, buckets = 0.0, []
-            for bound, count in zip(names, values[:-1], strict=True):
+            for bound, count in zip(names, histogram.counts, strict=True):
                 total += count
                 buckets.append((bound, total))
-            family.add_metric(labels, buckets, values[-1])
+            family.add_metric(labels, buckets, histogram.sum_s)
         yield family
 
 

@@ -15,8 +15,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh import failpoints
-from mesh.call_metrics import MetricsInterceptor
-from mesh.interceptors import ErrorInterceptor, LimitInterceptor, Limits
+from mesh.call_metrics import MetricsLayer
+from mesh.interceptors import ErrorLayer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
 from mesh.settings import SettingsError
@@ -105,7 +105,7 @@ class GrpcServer:
             "Calls refused for want of room (calls) or because their deadline had passed (deadline)",
             ("grpc_method", "reason"),
         )
-        limit = LimitInterceptor(limits or Limits(), shed)
+        limit = LimitLayer(limits or Limits(), shed)
         metrics.gauges(
             "flashsale_calls_under_way",
             "Unary calls under way, those of methods that are shed last apart",
@@ -113,7 +113,7 @@ class GrpcServer:
             lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
         # The limit is inside the error mapping, so that its refusal is mapped like any other error.
-        self._interceptors = [MetricsInterceptor(metrics), ErrorInterceptor(), limit]
+        self._interceptor = LayersInterceptor(MetricsLayer(metrics), ErrorLayer(), limit)
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = HealthServicer()
@@ -122,7 +122,7 @@ class GrpcServer:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(interceptors=self._interceptors, options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [name for name, _ in self._registrations]
         for _, register in self._registrations:

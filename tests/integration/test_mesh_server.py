@@ -20,7 +20,7 @@ from grpc_status import rpc_status
 from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel, timeout_s
 from mesh.errors import DomainError, from_rpc_error, invalid_argument
-from mesh.interceptors import LimitInterceptor, Limits
+from mesh.interceptors import LimitLayer, Limits
 from mesh.metrics import Metrics
 from mesh.server import GrpcServer
 from mesh.settings import SettingsError
@@ -178,7 +178,7 @@ class LateContext:
 
 async def test_what_comes_too_late_is_dropped_and_counted() -> None:
     metrics = Metrics()
-    limit = LimitInterceptor(Limits(), metrics.counts("shed", "Shed", ("grpc_method", "reason")))
+    limit = LimitLayer(Limits(), metrics.counts("shed", "Shed", ("grpc_method", "reason")))
     begun: list[object] = []
 
     async def handler(request: object, context: object) -> None:
