@@ -19,8 +19,10 @@ _OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 3_000),
     # A restarted service is found again within half a second, not after grpc's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # For so long an attempt to connect may take; the pauses after a refused one are those above. With 100 ms nobody
+    # could connect to a service that took longer than 0.6 s to say hello: an overload that cuts lines would last.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     # Retries are decided by the saga, which knows what is idempotent and when to give up.
     ("grpc.enable_retries", 0),
 ]

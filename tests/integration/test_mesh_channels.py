@@ -17,6 +17,7 @@ from mesh.channels import open_channel
 from mesh.server import GrpcServer, run_process, stop_signal
 from stack.ports import PortLease
 from stack.services import base_environment
+from tests.faults.links import ProxyThread
 
 SERVICE = "flashsale.inventory.v1.InventoryService"
 
@@ -159,6 +160,16 @@ async def test_without_any_replica_calls_fail_at_once() -> None:
                 await stub.GetSale(pb.GetSaleRequest(), timeout=20)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert time.monotonic() - began < 5
+
+
+async def test_a_service_that_is_slow_to_say_hello_can_be_connected_to() -> None:
+    async with replica("127.0.0.1:0") as server:
+        await server.serving()
+        with ProxyThread() as proxies:
+            proxy = proxies.start(("127.0.0.1", server.port))
+            proxy.delay(0.8)
+            async with open_channel(proxy.address) as channel:
+                await pb_grpc.InventoryServiceStub(channel).GetSale(pb.GetSaleRequest(), timeout=10)
 
 
 if __name__ == "__main__":
