@@ -67,9 +67,9 @@ BUGS = (
         "redis wiped in burst",
         (
             (
-                "inventory_svc/recalibration.py",
-                "        available = self.sale.terms.total - self.reserved - self.sold\n",
-                "        available = self.sale.terms.total - self.sold\n        self.reserved = 0\n",
+                "inventory_svc/sql/reservation_book.sql",
+                "request_id, quantity, state FROM reservations WHERE sale_id = %(sale_id)s\n",
+                "request_id, quantity, state FROM reservations WHERE sale_id = %(sale_id)s AND state <> 'RESERVED'\n",
             ),
         ),
     ),
