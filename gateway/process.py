@@ -18,6 +18,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from gateway.app import App, Parts
+from gateway.balances import Balances
 from gateway.buying import Buying
 from gateway.following import StockFollowers
 from gateway.metrics import GatewayMetrics
@@ -141,7 +142,9 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
     draining = asyncio.Event()
     purchases = PurchaseServiceStub(channels["purchase"])
     inventories = InventoryServiceStub(channels["inventory"])
-    balances = BalanceServiceStub(channels["balance"])
+    balances = Balances(
+        BalanceServiceStub(channels["balance"]), settings.read_timeout_ms / 1000, queue_max=settings.reads_max
+    )
     followers = StockFollowers(
         inventories,
         background,

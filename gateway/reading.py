@@ -6,20 +6,19 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from flashsale.balance.v1 import balance_service_pb2 as balance
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.balances import Balances
 from gateway.following import StockFollowers
 from gateway.problems import known_reason
 from gateway.settings import Settings
 from mesh.errors import DomainError, from_rpc_error, reason_name
 
 if TYPE_CHECKING:
-    from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceAsyncStub
     from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
     from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceAsyncStub
 
@@ -118,7 +117,7 @@ class Reading:
         self,
         purchases: "PurchaseServiceAsyncStub",
         inventories: "InventoryServiceAsyncStub",
-        balances: "BalanceServiceAsyncStub",
+        balances: Balances,
         followers: StockFollowers,
         settings: Settings,
         draining: asyncio.Event,
@@ -228,8 +227,7 @@ class Reading:
 
     async def balance(self, user_id: str, currency_code: str) -> dict[str, Any]:
         """What is on a user's account."""
-        request = balance.GetBalanceRequest(user_id=user_id, currency_code=currency_code)
-        account = (await self._read(lambda: self._balances.GetBalance(request, timeout=self._timeout_s))).account
+        account = await self._read(lambda: self._balances.read(user_id, currency_code))
         return {
             "currency_code": account.currency_code,
             "balance_minor": account.balance_minor,

@@ -20,6 +20,8 @@ NAME = "flood"
 _PURCHASES, _RATE_PER_S = 26_000, 500
 _SECONDS = 10
 _CONNECTIONS, _AT_ONCE = 200, 200
+#: Whose balances are asked for, in turn.
+_USERS = 1_000
 
 
 async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
@@ -58,7 +60,7 @@ async def _pace_during(site: Site, seeded: Seeded, flood: Awaitable[dict[str, An
 
 async def _http(site: Site, seeded: Seeded) -> dict[str, Any]:
     url = f"{site.environment['GATEWAY_URL']}/v1/balance?currency=EUR"
-    headers = {"Authorization": f"Bearer {seeded.buyers[0].token}"}
+    headers = [{"Authorization": f"Bearer {buyer.token}"} for buyer in seeded.buyers[:_USERS]]
     result = await wrk(url, method="GET", headers=headers, body="", connections=_CONNECTIONS, seconds=_SECONDS)
     return {
         "asked_per_s": round(result.per_s),
@@ -69,7 +71,7 @@ async def _http(site: Site, seeded: Seeded) -> dict[str, Any]:
 
 
 async def _grpc(site: Site, seeded: Seeded) -> dict[str, Any]:
-    users = [buyer.user_id for buyer in seeded.buyers[:1_000]]
+    users = [buyer.user_id for buyer in seeded.buyers[:_USERS]]
     plan = RpcPlan(
         site.environment["BALANCE_TARGET"], "balance", users, "", uuid.uuid4().hex[:8], _AT_ONCE, seconds=_SECONDS
     )

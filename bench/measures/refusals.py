@@ -59,11 +59,13 @@ class Asker:
         result = await wrk(
             f"{url}/v1/sales/{self._sale_id}/purchases",
             method="POST",
-            headers={
-                "Authorization": f"Bearer {self._token}",
-                "Idempotency-Key": "refused",
-                "Content-Type": "application/json",
-            },
+            headers=[
+                {
+                    "Authorization": f"Bearer {self._token}",
+                    "Idempotency-Key": "refused",
+                    "Content-Type": "application/json",
+                }
+            ],
             body='{"quantity":1}',
             connections=_CONNECTIONS,
             seconds=seconds,

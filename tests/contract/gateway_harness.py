@@ -166,13 +166,24 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
 
 
 class Balances(balance_grpc.BalanceServiceServicer):
-    """Knows one account."""
+    """Knows accounts in EUR: of "rich", and of any "user-12", who has 12. Answers while ``answering`` is set."""
 
-    async def GetBalance(self, request: Any, context: Any) -> balance.GetBalanceResponse:
-        if request.user_id != "rich" or request.currency_code != "EUR":
-            raise DomainError(ErrorReason.ERROR_REASON_ACCOUNT_NOT_FOUND)
-        account = balance.Account(user_id="rich", currency_code="EUR", balance_minor=10_000, held_minor=2_500)
-        return balance.GetBalanceResponse(account=account)
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
+
+    async def BatchGetBalances(self, request: Any, context: Any) -> balance.BatchGetBalancesResponse:
+        self.calls.append([key.user_id for key in request.accounts])
+        await self.answering.wait()
+        found = []
+        for key in request.accounts:
+            if key.currency_code == "EUR" and (key.user_id == "rich" or key.user_id.startswith("user-")):
+                own, held = (10_000, 2_500) if key.user_id == "rich" else (int(key.user_id.removeprefix("user-")), 0)
+                found.append(
+                    balance.Account(user_id=key.user_id, currency_code="EUR", balance_minor=own, held_minor=held)
+                )
+        return balance.BatchGetBalancesResponse(accounts=found)
 
 
 def reading(
@@ -221,6 +232,7 @@ class Harness:
     gateway: Running
     purchases: Purchases
     inventories: Inventories
+    balances: Balances
     server: GrpcServer
     #: A gateway that crashes fails its test, unless that is what it is about.
     may_crash: bool = False
@@ -330,7 +342,7 @@ async def _read_reply(reader: asyncio.StreamReader) -> Reply | None:
 @asynccontextmanager
 async def harness(**changes: Any) -> AsyncIterator[Harness]:
     """A gateway with these settings changed, and its services."""
-    purchases, inventories = Purchases(), Inventories()  # type: ignore[abstract]
+    purchases, inventories, balances = Purchases(), Inventories(), Balances()  # type: ignore[abstract]
     registrations = [
         (
             "flashsale.purchase.v1.PurchaseService",
@@ -342,7 +354,7 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
         ),
         (
             "flashsale.balance.v1.BalanceService",
-            lambda server: balance_grpc.add_BalanceServiceServicer_to_server(Balances(), server),  # type: ignore[abstract]
+            lambda server: balance_grpc.add_BalanceServiceServicer_to_server(balances, server),
         ),
     ]
     async with GrpcServer("127.0.0.1:0", registrations, grace_s=0.2) as server:
@@ -361,7 +373,7 @@ async def harness(**changes: Any) -> AsyncIterator[Harness]:
             }
         )
         async with running(settings) as gateway:
-            made = Harness(gateway, purchases, inventories, server)
+            made = Harness(gateway, purchases, inventories, balances, server)
             try:
                 yield made
             finally:

@@ -136,6 +136,31 @@ async def test_a_balance_is_one_s_own() -> None:
         assert (await h.get("/v1/balance", "poor")).status == 404
 
 
+async def test_balances_asked_for_together_share_a_call_and_each_is_one_s_own() -> None:
+    users = [f"user-{number}" for number in range(1, 31)]
+    async with harness() as h:
+        h.balances.answering.clear()
+        first = asyncio.ensure_future(h.get("/v1/balance", "rich"))
+        await until(lambda: len(h.balances.calls) == 1)
+        asked = [asyncio.ensure_future(h.get("/v1/balance", user)) for user in [*users, "nobody", users[0]]]
+        await until(lambda: h.gateway.parts.reading.reads == 1 + len(asked))
+        h.balances.answering.set()
+        *known, nobody, again = await asyncio.gather(*asked)
+        assert (await first).json["balance_minor"] == 10_000
+        assert [reply.json["balance_minor"] for reply in known] == list(range(1, 31))
+        assert (nobody.status, again.json["balance_minor"]) == (404, 1)
+        assert [sorted(users) for users in h.balances.calls[1:]] == [sorted([*users, "nobody"])]
+
+
+async def test_a_balance_service_that_does_not_answer_is_504() -> None:
+    async with harness(read_timeout_ms=100) as h:
+        h.balances.answering.clear()
+        replies = await asyncio.gather(*(h.get("/v1/balance", user) for user in ("rich", "user-1", "user-2")))
+        assert {reply.status for reply in replies} == {504}
+        h.balances.answering.set()
+        assert (await h.get("/v1/balance", "rich")).status == 200
+
+
 async def _chunk(reader: asyncio.StreamReader) -> bytes:
     size = int((await reader.readline()).strip(), 16)
     octets = await reader.readexactly(size)
