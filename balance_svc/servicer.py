@@ -14,6 +14,7 @@ from balance_svc.books_check import BooksChecker
 from balance_svc.hold import OK, Decision
 from balance_svc.hold_book import HoldBook
 from balance_svc.listings import Listings
+from balance_svc.precedence import Precedence
 from balance_svc.transfer import TransferKind, TransferRequest
 from balance_svc.transfer_book import TransferBook
 from mesh.batcher import Batcher
@@ -43,9 +44,10 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
         self._holds = holds
         self._listings = listings
         self._checker = checker
+        self._precedence = Precedence()
         # Single reads of many users at once share a statement.
         self._reads: Batcher[AccountKey, Account | None] = Batcher(
-            accounts.read, batch_max=READS_MAX, in_flight_max=2, queue_max=4_096
+            self._read, batch_max=READS_MAX, in_flight_max=1, queue_max=4_096
         )
 
     def registration(self) -> Registration:
@@ -102,6 +104,10 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
         """Reads one account."""
         return pb.GetBalanceResponse(account=await self._account(conversion.account_key(request)))
 
+    async def _read(self, keys: Sequence[AccountKey]) -> list[Account | None]:
+        await self._precedence.after()
+        return await self._accounts.read(keys)
+
     async def _account(self, key: AccountKey) -> pb.Account:
         account = await self._reads.submit(key)
         if account is None:
@@ -112,7 +118,7 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
         """Reads accounts."""
         conversion.require_count("accounts", len(request.accounts), READS_MAX)
         keys = list(dict.fromkeys(conversion.account_keys("accounts", request.accounts)))
-        found = await self._accounts.read(keys)
+        found = await self._read(keys)
         return pb.BatchGetBalancesResponse(
             accounts=[conversion.account_message(account) for account in found if account is not None]
         )
@@ -122,7 +128,8 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
         conversion.require_count("holds", len(request.holds), HOLDS_MAX)
         items = [conversion.hold_item(item) for item in request.holds]
         good = [item for item in items if item is not None]
-        decisions = await self._holds.place(good) if good else []
+        with self._precedence.first():
+            decisions = await self._holds.place(good) if good else []
         return pb.BatchPlaceHoldsResponse(
             outcomes=conversion.outcome_messages(
                 [item.hold_id for item in request.holds], [item is not None for item in items], decisions
@@ -133,7 +140,8 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
         self, request: pb.BatchCaptureHoldsRequest, context: Any
     ) -> pb.BatchCaptureHoldsResponse:
         """Takes held money, item by item."""
-        return pb.BatchCaptureHoldsResponse(outcomes=await _by_id(self._holds.capture, request.hold_ids))
+        with self._precedence.first():
+            return pb.BatchCaptureHoldsResponse(outcomes=await _by_id(self._holds.capture, request.hold_ids))
 
     async def BatchReleaseHolds(
         self, request: pb.BatchReleaseHoldsRequest, context: Any
