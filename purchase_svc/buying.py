@@ -99,6 +99,8 @@ class Buying:
         deadline = asyncio.get_running_loop().time() + timeout_s
         if self.waiting + len(wishes) > self._waiting_max:
             return [refused(wish, _R.ERROR_REASON_OVERLOADED) for wish in wishes]
+        if len(wishes) == 1:
+            return [await self._gathered(wishes[0], deadline)]
         if len(wishes) < DIRECT_MIN:
             return list(await asyncio.gather(*(self._gathered(wish, deadline) for wish in wishes)))
         chunks = [wishes[start : start + BATCH_MAX] for start in range(0, len(wishes), BATCH_MAX)]
