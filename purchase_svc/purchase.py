@@ -100,9 +100,14 @@ class Purchase(NamedTuple):
     def same_contents(self, wish: Wish) -> bool:
         """Whether ``wish``, which has this purchase's id, asks for the same as the request that made it.
 
-        The id covers user, sale and request id, so only the quantity can differ.
+        The id covers user, sale and request id; they are compared because it is no more than a hash of them.
         """
-        return self.quantity == wish.quantity
+        return (self.quantity, self.user_id, str(self.sale_id), self.request_id) == (
+            wish.quantity,
+            wish.user_id,
+            wish.sale_id,
+            wish.request_id,
+        )
 
 
 class Outcome(NamedTuple):

@@ -1,6 +1,6 @@
 """The promises I1 to I6 counted a second time, by other means than the audit's: SQL and Redis, read only, at rest."""
 
-import uuid
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,17 +102,21 @@ class Recount:
         assert wrong == []
 
     def identity(self, sale_id: str) -> None:
-        """I5: one purchase for one (user, sale, request), under the UUIDv5 of the three."""
+        """I5: one purchase for one (user, sale, request), under the UUIDv8 of the three."""
         rows = self.rows(
             "purchase",
             "SELECT purchase_id, user_id, sale_id::text, request_id FROM purchases WHERE sale_id = %s",
             sale_id,
         )
-        namespace = uuid.UUID("6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a")
+        namespace = bytes.fromhex("6f0d1b523f6e5c0e9a557c1f2f1d9b3a")
         assert len({row[1:] for row in rows}) == len(rows)
         for purchase_id, *parts in rows:
             name = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
-            assert purchase_id == uuid.uuid5(namespace, name.decode("ascii"))
+            digest = hashlib.blake2b(namespace + name, digest_size=12).hexdigest()
+            written = f"{sale_id[:8]}{digest}"
+            # RFC 9562: digit 12 is the version, the upper bits of digit 16 the variant.
+            variant = f"{int(written[16], 16) & 3 | 8:x}"
+            assert purchase_id.hex == f"{written[:12]}8{written[13:16]}{variant}{written[17:]}"
 
     def stock(self, sale_id: str, total: int) -> None:
         """I6: at rest the gate's three counts, each counted anew from SQL, are the same and add up."""

@@ -652,7 +652,7 @@ class ReserveItem(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
-    """UUIDv5 of (user_id, sale_id, request_id); also the purchase's and the hold's id."""
+    """UUIDv8 made of (user_id, sale_id, request_id); begins as sale_id does; also the purchase's and the hold's id."""
     sale_id: _builtins.str
     """The sale."""
     user_id: _builtins.str

@@ -80,7 +80,7 @@ class Purchase(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     purchase_id: _builtins.str
-    """UUIDv5 of (user_id, sale_id, request_id)."""
+    """UUIDv8 made of (user_id, sale_id, request_id); begins as sale_id does."""
     user_id: _builtins.str
     """The buyer."""
     sale_id: _builtins.str

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PurchaseServiceStub:
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """
@@ -76,8 +76,8 @@ class PurchaseServiceStub:
 
 
 class PurchaseServiceServicer:
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """
@@ -181,8 +181,8 @@ def add_PurchaseServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PurchaseService:
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """

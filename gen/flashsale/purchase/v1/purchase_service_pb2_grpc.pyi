@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PurchaseServiceStub:
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """
@@ -59,8 +59,8 @@ class PurchaseServiceStub:
 
 @_typing.type_check_only
 class PurchaseServiceAsyncStub(PurchaseServiceStub):
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """
@@ -87,8 +87,8 @@ class PurchaseServiceAsyncStub(PurchaseServiceStub):
     """Counts a sale's purchases by state and reason, and what waits in the settlement queue."""
 
 class PurchaseServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Sells shares. A purchase's id is UUIDv5 over (user_id, sale_id, request_id), so the same request is the same
-    purchase however often and in whatever order it is sent.
+    """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
+    same purchase however often and in whatever order it is sent.
 
     The caller is an internal service that has established who the user is; user_id is taken at its word.
     """
