@@ -93,6 +93,16 @@ class BalanceServiceStub:
                 request_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureRequest.SerializeToString,
                 response_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureResponse.FromString,
                 _registered_method=True)
+        self.BatchReverseCaptures = channel.unary_unary(
+                '/flashsale.balance.v1.BalanceService/BatchReverseCaptures',
+                request_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesRequest.SerializeToString,
+                response_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesResponse.FromString,
+                _registered_method=True)
+        self.BatchGetHolds = channel.unary_unary(
+                '/flashsale.balance.v1.BalanceService/BatchGetHolds',
+                request_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsRequest.SerializeToString,
+                response_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsResponse.FromString,
+                _registered_method=True)
         self.ListHolds = channel.unary_unary(
                 '/flashsale.balance.v1.BalanceService/ListHolds',
                 request_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ListHoldsRequest.SerializeToString,
@@ -201,6 +211,20 @@ class BalanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchReverseCaptures(self, request, context):
+        """Gives captured money back for up to 1,000 holds, each answered by itself; see ReverseCapture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetHolds(self, request, context):
+        """Reads up to 1,000 holds by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListHolds(self, request, context):
         """Lists holds in order of hold id.
         """
@@ -286,6 +310,16 @@ def add_BalanceServiceServicer_to_server(servicer, server):
                     servicer.ReverseCapture,
                     request_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureRequest.FromString,
                     response_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureResponse.SerializeToString,
+            ),
+            'BatchReverseCaptures': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReverseCaptures,
+                    request_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesRequest.FromString,
+                    response_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesResponse.SerializeToString,
+            ),
+            'BatchGetHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetHolds,
+                    request_deserializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsRequest.FromString,
+                    response_serializer=flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsResponse.SerializeToString,
             ),
             'ListHolds': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHolds,
@@ -609,6 +643,60 @@ class BalanceService:
             '/flashsale.balance.v1.BalanceService/ReverseCapture',
             flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureRequest.SerializeToString,
             flashsale_dot_balance_dot_v1_dot_balance__service__pb2.ReverseCaptureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchReverseCaptures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.balance.v1.BalanceService/BatchReverseCaptures',
+            flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesRequest.SerializeToString,
+            flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchReverseCapturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.balance.v1.BalanceService/BatchGetHolds',
+            flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsRequest.SerializeToString,
+            flashsale_dot_balance_dot_v1_dot_balance__service__pb2.BatchGetHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,10 @@ class BalanceServiceStub:
     """Books a captured hold's money back to the customer in full. HOLD_NOT_FOUND, and HOLD_RELEASED, HOLD_EXPIRED,
     HOLD_REFUSED or FAILED_PRECONDITION when it was never captured.
     """
+    BatchReverseCaptures: _grpc.UnaryUnaryMultiCallable[_balance_service_pb2.BatchReverseCapturesRequest, _balance_service_pb2.BatchReverseCapturesResponse]
+    """Gives captured money back for up to 1,000 holds, each answered by itself; see ReverseCapture."""
+    BatchGetHolds: _grpc.UnaryUnaryMultiCallable[_balance_service_pb2.BatchGetHoldsRequest, _balance_service_pb2.BatchGetHoldsResponse]
+    """Reads up to 1,000 holds by id."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_balance_service_pb2.ListHoldsRequest, _balance_service_pb2.ListHoldsResponse]
     """Lists holds in order of hold id."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_balance_service_pb2.ListAccountsRequest, _balance_service_pb2.ListAccountsResponse]
@@ -107,6 +111,10 @@ class BalanceServiceAsyncStub(BalanceServiceStub):
     """Books a captured hold's money back to the customer in full. HOLD_NOT_FOUND, and HOLD_RELEASED, HOLD_EXPIRED,
     HOLD_REFUSED or FAILED_PRECONDITION when it was never captured.
     """
+    BatchReverseCaptures: _aio.UnaryUnaryMultiCallable[_balance_service_pb2.BatchReverseCapturesRequest, _balance_service_pb2.BatchReverseCapturesResponse]  # type: ignore[assignment]
+    """Gives captured money back for up to 1,000 holds, each answered by itself; see ReverseCapture."""
+    BatchGetHolds: _aio.UnaryUnaryMultiCallable[_balance_service_pb2.BatchGetHoldsRequest, _balance_service_pb2.BatchGetHoldsResponse]  # type: ignore[assignment]
+    """Reads up to 1,000 holds by id."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_balance_service_pb2.ListHoldsRequest, _balance_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Lists holds in order of hold id."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_balance_service_pb2.ListAccountsRequest, _balance_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
@@ -214,6 +222,22 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Books a captured hold's money back to the customer in full. HOLD_NOT_FOUND, and HOLD_RELEASED, HOLD_EXPIRED,
         HOLD_REFUSED or FAILED_PRECONDITION when it was never captured.
         """
+
+    @_abc_1.abstractmethod
+    def BatchReverseCaptures(
+        self,
+        request: _balance_service_pb2.BatchReverseCapturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_balance_service_pb2.BatchReverseCapturesResponse, _abc.Awaitable[_balance_service_pb2.BatchReverseCapturesResponse]]:
+        """Gives captured money back for up to 1,000 holds, each answered by itself; see ReverseCapture."""
+
+    @_abc_1.abstractmethod
+    def BatchGetHolds(
+        self,
+        request: _balance_service_pb2.BatchGetHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_balance_service_pb2.BatchGetHoldsResponse, _abc.Awaitable[_balance_service_pb2.BatchGetHoldsResponse]]:
+        """Reads up to 1,000 holds by id."""
 
     @_abc_1.abstractmethod
     def ListHolds(

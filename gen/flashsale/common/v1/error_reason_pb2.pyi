@@ -52,6 +52,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The transition asked for is not legal from the sale's present state. gRPC FAILED_PRECONDITION, HTTP 409.
     {"state": "CLOSED"}
     """
+    ERROR_REASON_SALE_CLOSED: _ErrorReason.ValueType  # 17
+    """The sale was closed before this purchase's turn in line came. Only seen as the reason of a FAILED purchase."""
+    ERROR_REASON_NOT_ELIGIBLE: _ErrorReason.ValueType  # 18
+    """The sale is for certain users only, and this one is not among them. gRPC PERMISSION_DENIED, HTTP 403.
+    {"sale_id": "..."}
+    """
+    ERROR_REASON_WAITLIST_FULL: _ErrorReason.ValueType  # 19
+    """As many wait in this sale's line as may. gRPC FAILED_PRECONDITION, HTTP 409. {"limit": "1000000"}"""
     ERROR_REASON_INSUFFICIENT_FUNDS: _ErrorReason.ValueType  # 20
     """Balance minus held money is less than the amount. gRPC FAILED_PRECONDITION, HTTP 409. Usually seen as the reason
     of a FAILED purchase. {"available_minor": "900"}
@@ -70,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The hold was refused when it was asked for, and that decision stands. gRPC FAILED_PRECONDITION."""
     ERROR_REASON_HOLD_REVERSED: _ErrorReason.ValueType  # 27
     """The hold's money has been captured and given back. gRPC FAILED_PRECONDITION."""
+    ERROR_REASON_HOLD_NOT_CAPTURED: _ErrorReason.ValueType  # 28
+    """The hold's money has not been captured, so there is nothing to give back. gRPC FAILED_PRECONDITION."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 30
     """The same request id was used earlier with other contents. gRPC ALREADY_EXISTS, HTTP 409."""
     ERROR_REASON_SALE_NOT_FOUND: _ErrorReason.ValueType  # 31
@@ -82,6 +92,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The purchase can no longer be cancelled, because a worker has claimed it or it is final. gRPC
     FAILED_PRECONDITION, HTTP 409. {"state": "SETTLING"}
     """
+    ERROR_REASON_PURCHASE_NOT_REFUNDABLE: _ErrorReason.ValueType  # 35
+    """The purchase has nothing to refund, because it is not confirmed. gRPC FAILED_PRECONDITION, HTTP 409.
+    {"state": "RESERVED"}
+    """
+    ERROR_REASON_REFUND_WINDOW_OVER: _ErrorReason.ValueType  # 36
+    """Longer ago than refunds are given. gRPC FAILED_PRECONDITION, HTTP 409. {"window_s": "1209600"}"""
+    ERROR_REASON_PURCHASE_NOT_PARKED: _ErrorReason.ValueType  # 37
+    """The purchase does not wait for an operator. gRPC FAILED_PRECONDITION. {"state": "CONFIRMED"}"""
+    ERROR_REASON_RESERVATION_PROMOTED: _ErrorReason.ValueType  # 38
+    """The request has left the line because it was given its units. gRPC FAILED_PRECONDITION."""
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 40
     """A field is missing, malformed or out of range. gRPC INVALID_ARGUMENT with BadRequest, HTTP 400."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 41
@@ -146,6 +166,14 @@ ERROR_REASON_SALE_STATE_CONFLICT: ErrorReason.ValueType  # 16
 """The transition asked for is not legal from the sale's present state. gRPC FAILED_PRECONDITION, HTTP 409.
 {"state": "CLOSED"}
 """
+ERROR_REASON_SALE_CLOSED: ErrorReason.ValueType  # 17
+"""The sale was closed before this purchase's turn in line came. Only seen as the reason of a FAILED purchase."""
+ERROR_REASON_NOT_ELIGIBLE: ErrorReason.ValueType  # 18
+"""The sale is for certain users only, and this one is not among them. gRPC PERMISSION_DENIED, HTTP 403.
+{"sale_id": "..."}
+"""
+ERROR_REASON_WAITLIST_FULL: ErrorReason.ValueType  # 19
+"""As many wait in this sale's line as may. gRPC FAILED_PRECONDITION, HTTP 409. {"limit": "1000000"}"""
 ERROR_REASON_INSUFFICIENT_FUNDS: ErrorReason.ValueType  # 20
 """Balance minus held money is less than the amount. gRPC FAILED_PRECONDITION, HTTP 409. Usually seen as the reason
 of a FAILED purchase. {"available_minor": "900"}
@@ -164,6 +192,8 @@ ERROR_REASON_HOLD_REFUSED: ErrorReason.ValueType  # 26
 """The hold was refused when it was asked for, and that decision stands. gRPC FAILED_PRECONDITION."""
 ERROR_REASON_HOLD_REVERSED: ErrorReason.ValueType  # 27
 """The hold's money has been captured and given back. gRPC FAILED_PRECONDITION."""
+ERROR_REASON_HOLD_NOT_CAPTURED: ErrorReason.ValueType  # 28
+"""The hold's money has not been captured, so there is nothing to give back. gRPC FAILED_PRECONDITION."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 30
 """The same request id was used earlier with other contents. gRPC ALREADY_EXISTS, HTTP 409."""
 ERROR_REASON_SALE_NOT_FOUND: ErrorReason.ValueType  # 31
@@ -176,6 +206,16 @@ ERROR_REASON_PURCHASE_NOT_CANCELLABLE: ErrorReason.ValueType  # 34
 """The purchase can no longer be cancelled, because a worker has claimed it or it is final. gRPC
 FAILED_PRECONDITION, HTTP 409. {"state": "SETTLING"}
 """
+ERROR_REASON_PURCHASE_NOT_REFUNDABLE: ErrorReason.ValueType  # 35
+"""The purchase has nothing to refund, because it is not confirmed. gRPC FAILED_PRECONDITION, HTTP 409.
+{"state": "RESERVED"}
+"""
+ERROR_REASON_REFUND_WINDOW_OVER: ErrorReason.ValueType  # 36
+"""Longer ago than refunds are given. gRPC FAILED_PRECONDITION, HTTP 409. {"window_s": "1209600"}"""
+ERROR_REASON_PURCHASE_NOT_PARKED: ErrorReason.ValueType  # 37
+"""The purchase does not wait for an operator. gRPC FAILED_PRECONDITION. {"state": "CONFIRMED"}"""
+ERROR_REASON_RESERVATION_PROMOTED: ErrorReason.ValueType  # 38
+"""The request has left the line because it was given its units. gRPC FAILED_PRECONDITION."""
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 40
 """A field is missing, malformed or out of range. gRPC INVALID_ARGUMENT with BadRequest, HTTP 400."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 41

@@ -38,6 +38,10 @@ class _SaleStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SaleState.V
     """Taking no new reservations for now."""
     SALE_STATE_CLOSED: _SaleState.ValueType  # 4
     """Ended."""
+    SALE_STATE_SCHEDULED: _SaleState.ValueType  # 5
+    """Will open by itself at its opening time."""
+    SALE_STATE_SOLD_OUT: _SaleState.ValueType  # 6
+    """As OPEN, but every share is sold. Becomes OPEN again by itself when one comes back or the total is raised."""
 
 class SaleState(_SaleState, metaclass=_SaleStateEnumTypeWrapper):
     """Where a sale is in its life."""
@@ -52,6 +56,10 @@ SALE_STATE_PAUSED: SaleState.ValueType  # 3
 """Taking no new reservations for now."""
 SALE_STATE_CLOSED: SaleState.ValueType  # 4
 """Ended."""
+SALE_STATE_SCHEDULED: SaleState.ValueType  # 5
+"""Will open by itself at its opening time."""
+SALE_STATE_SOLD_OUT: SaleState.ValueType  # 6
+"""As OPEN, but every share is sold. Becomes OPEN again by itself when one comes back or the total is raised."""
 Global___SaleState: _TypeAlias = SaleState  # noqa: Y015
 
 class _StockSource:
@@ -92,6 +100,8 @@ class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rese
     """Units are sold and numbered."""
     RESERVATION_STATE_RELEASED: _ReservationState.ValueType  # 3
     """Units were given back, or the id was spent without ever getting any."""
+    RESERVATION_STATE_WAITING: _ReservationState.ValueType  # 4
+    """Has no units and waits in line for them. Never in ListReservations: see ListWaitlist."""
 
 class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWrapper):
     """Where a reservation is in its life."""
@@ -104,7 +114,41 @@ RESERVATION_STATE_SOLD: ReservationState.ValueType  # 2
 """Units are sold and numbered."""
 RESERVATION_STATE_RELEASED: ReservationState.ValueType  # 3
 """Units were given back, or the id was spent without ever getting any."""
+RESERVATION_STATE_WAITING: ReservationState.ValueType  # 4
+"""Has no units and waits in line for them. Never in ListReservations: see ListWaitlist."""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
+
+class _WaitlistState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitlistStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitlistState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAITLIST_STATE_UNSPECIFIED: _WaitlistState.ValueType  # 0
+    """Never sent; in a filter: any."""
+    WAITLIST_STATE_WAITING: _WaitlistState.ValueType  # 1
+    """It waits."""
+    WAITLIST_STATE_PROMOTED: _WaitlistState.ValueType  # 2
+    """It was given its units: see its reservation."""
+    WAITLIST_STATE_LEFT: _WaitlistState.ValueType  # 3
+    """It left the line."""
+    WAITLIST_STATE_CLOSED: _WaitlistState.ValueType  # 4
+    """The sale was closed before its turn came."""
+
+class WaitlistState(_WaitlistState, metaclass=_WaitlistStateEnumTypeWrapper):
+    """What has become of a request that joined the line."""
+
+WAITLIST_STATE_UNSPECIFIED: WaitlistState.ValueType  # 0
+"""Never sent; in a filter: any."""
+WAITLIST_STATE_WAITING: WaitlistState.ValueType  # 1
+"""It waits."""
+WAITLIST_STATE_PROMOTED: WaitlistState.ValueType  # 2
+"""It was given its units: see its reservation."""
+WAITLIST_STATE_LEFT: WaitlistState.ValueType  # 3
+"""It left the line."""
+WAITLIST_STATE_CLOSED: WaitlistState.ValueType  # 4
+"""The sale was closed before its turn came."""
+Global___WaitlistState: _TypeAlias = WaitlistState  # noqa: Y015
 
 @_typing.final
 class Sale(_message.Message):
@@ -120,18 +164,32 @@ class Sale(_message.Message):
     PER_PURCHASE_LIMIT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_USERS_ONLY_FIELD_NUMBER: _builtins.int
+    OVERTAKING_ALLOWED_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_ACTOR_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale's id."""
     display_name: _builtins.str
     """What is sold, for people. 1 to 200 characters."""
     total: _builtins.int
-    """Shares on sale in all; 1 to 10,000,000. Share numbers run from 1 to this."""
+    """Shares on sale in all; 1 to 10,000,000. Share numbers run from 1 to this. It may be raised."""
     per_user_limit: _builtins.int
     """Most shares one user may own or have reserved in this sale; 1 to 10,000,000."""
     per_purchase_limit: _builtins.int
     """Most shares of one purchase; 1 to 1,000."""
     state: Global___SaleState.ValueType
     """Present state."""
+    eligible_users_only: _builtins.bool
+    """Whether only users who were added by BatchAddEligibleUsers may buy or wait."""
+    overtaking_allowed: _builtins.bool
+    """Whether a unit that is too little for whoever is first in line goes to the first for whom it is enough; otherwise
+    it waits for more, and so does everybody.
+    """
+    state_actor: _builtins.str
+    """Who changed it last, as named in that request; "schedule" or "stock" when it changed by itself."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """Price of one share; amount 1 to 1,000,000,000 minor units."""
@@ -139,6 +197,18 @@ class Sale(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """When it opens by itself, while it is SCHEDULED, or was to; absent: when somebody opens it."""
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """When it closes by itself; absent: when somebody closes it."""
+
+    @_builtins.property
+    def state_time(self) -> _timestamp_pb2.Timestamp:
+        """When its state last changed."""
 
     def __init__(
         self,
@@ -151,10 +221,16 @@ class Sale(_message.Message):
         per_purchase_limit: _builtins.int = ...,
         state: Global___SaleState.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+        eligible_users_only: _builtins.bool = ...,
+        overtaking_allowed: _builtins.bool = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        state_actor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "create_time", b"create_time", "open_time", b"open_time", "state_time", b"state_time", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "per_purchase_limit", b"per_purchase_limit", "per_user_limit", b"per_user_limit", "sale_id", b"sale_id", "state", b"state", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "create_time", b"create_time", "display_name", b"display_name", "eligible_users_only", b"eligible_users_only", "open_time", b"open_time", "overtaking_allowed", b"overtaking_allowed", "per_purchase_limit", b"per_purchase_limit", "per_user_limit", b"per_user_limit", "sale_id", b"sale_id", "state", b"state", "state_actor", b"state_actor", "state_time", b"state_time", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +252,7 @@ class Stock(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     HOLDER_CHANGES_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale."""
     available: _builtins.int
@@ -189,11 +266,13 @@ class Stock(_message.Message):
     epoch: _builtins.int
     """The calibration this reading belongs to; it grows with every recalibration."""
     open: _builtins.bool
-    """Whether the sale takes reservations (its state is OPEN)."""
+    """Whether the sale takes reservations (its state is OPEN or SOLD_OUT)."""
     holder_changes: _builtins.int
     """How often somebody has come to hold units, or ceased to, under this calibration. Of two readings of one epoch the
     one with more is the later. 0 in a reading of the book.
     """
+    waiting: _builtins.int
+    """Requests that wait in line; at least 0. While there are any, units that are available are theirs."""
     def __init__(
         self,
         *,
@@ -205,10 +284,11 @@ class Stock(_message.Message):
         epoch: _builtins.int = ...,
         open: _builtins.bool = ...,
         holder_changes: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "epoch", b"epoch", "holder_changes", b"holder_changes", "open", b"open", "reserved", b"reserved", "sale_id", b"sale_id", "sold", b"sold", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "epoch", b"epoch", "holder_changes", b"holder_changes", "open", b"open", "reserved", b"reserved", "sale_id", b"sale_id", "sold", b"sold", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,6 +306,11 @@ class CreateSaleRequest(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     PER_USER_LIMIT_FIELD_NUMBER: _builtins.int
     PER_PURCHASE_LIMIT_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_USERS_ONLY_FIELD_NUMBER: _builtins.int
+    OVERTAKING_ALLOWED_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key; 1 to 128 printable characters."""
     display_name: _builtins.str
@@ -236,9 +321,23 @@ class CreateSaleRequest(_message.Message):
     """See Sale.per_user_limit; 0 means `per_purchase_limit`."""
     per_purchase_limit: _builtins.int
     """See Sale.per_purchase_limit; 0 means 10 or `total`, whichever is less."""
+    eligible_users_only: _builtins.bool
+    """See Sale.eligible_users_only."""
+    overtaking_allowed: _builtins.bool
+    """See Sale.overtaking_allowed."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
         """See Sale.unit_price."""
+
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """See Sale.open_time; absent: the sale is a DRAFT."""
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """See Sale.close_time; after `open_time`."""
 
     def __init__(
         self,
@@ -249,10 +348,15 @@ class CreateSaleRequest(_message.Message):
         total: _builtins.int = ...,
         per_user_limit: _builtins.int = ...,
         per_purchase_limit: _builtins.int = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+        eligible_users_only: _builtins.bool = ...,
+        overtaking_allowed: _builtins.bool = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["unit_price", b"unit_price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "open_time", b"open_time", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "per_purchase_limit", b"per_purchase_limit", "per_user_limit", b"per_user_limit", "request_id", b"request_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "close_time", b"close_time", "display_name", b"display_name", "eligible_users_only", b"eligible_users_only", "open_time", b"open_time", "overtaking_allowed", b"overtaking_allowed", "per_purchase_limit", b"per_purchase_limit", "per_user_limit", b"per_user_limit", "request_id", b"request_id", "total", b"total", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,22 +487,90 @@ class ListSalesResponse(_message.Message):
 Global___ListSalesResponse: _TypeAlias = ListSalesResponse  # noqa: Y015
 
 @_typing.final
+class ScheduleSaleRequest(_message.Message):
+    """Asks for opening and closing times."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale's id."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """When it opens by itself; absent: not by itself. Of a sale that has been opened it cannot be changed and may be
+        left out. One that has passed opens it at once.
+        """
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """When it closes by itself; absent: not by itself. After `open_time`."""
+
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "open_time", b"open_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "close_time", b"close_time", "open_time", b"open_time", "sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleSaleRequest: _TypeAlias = ScheduleSaleRequest  # noqa: Y015
+
+@_typing.final
+class ScheduleSaleResponse(_message.Message):
+    """The sale with its times."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sale(self) -> Global___Sale:
+        """The sale as it is now."""
+
+    def __init__(
+        self,
+        *,
+        sale: Global___Sale | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sale", b"sale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale", b"sale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleSaleResponse: _TypeAlias = ScheduleSaleResponse  # noqa: Y015
+
+@_typing.final
 class OpenSaleRequest(_message.Message):
     """Names the sale to open."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SALE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale's id."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
     def __init__(
         self,
         *,
         sale_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale_id", b"sale_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "sale_id", b"sale_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,7 +585,7 @@ class OpenSaleResponse(_message.Message):
     SALE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sale(self) -> Global___Sale:
-        """The sale, OPEN."""
+        """The sale, OPEN or SOLD_OUT."""
 
     def __init__(
         self,
@@ -435,16 +607,20 @@ class PauseSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SALE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale's id."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
     def __init__(
         self,
         *,
         sale_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale_id", b"sale_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "sale_id", b"sale_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,16 +657,20 @@ class CloseSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SALE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.str
     """The sale's id."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
     def __init__(
         self,
         *,
         sale_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale_id", b"sale_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "sale_id", b"sale_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -519,6 +699,212 @@ class CloseSaleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseSaleResponse: _TypeAlias = CloseSaleResponse  # noqa: Y015
+
+@_typing.final
+class RaiseSaleTotalRequest(_message.Message):
+    """Asks for more shares on sale."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale's id."""
+    total: _builtins.int
+    """Shares on sale in all from now on; at least as many as now, at most 10,000,000."""
+    actor: _builtins.str
+    """Who asks, for the record; up to 128 printable characters."""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        total: _builtins.int = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "sale_id", b"sale_id", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseSaleTotalRequest: _TypeAlias = RaiseSaleTotalRequest  # noqa: Y015
+
+@_typing.final
+class RaiseSaleTotalResponse(_message.Message):
+    """The sale after it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sale(self) -> Global___Sale:
+        """The sale with its new total."""
+
+    def __init__(
+        self,
+        *,
+        sale: Global___Sale | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sale", b"sale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale", b"sale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseSaleTotalResponse: _TypeAlias = RaiseSaleTotalResponse  # noqa: Y015
+
+@_typing.final
+class BatchAddEligibleUsersRequest(_message.Message):
+    """Names users who may buy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale's id."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 10,000 users, each 1 to 128 printable characters."""
+
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale_id", b"sale_id", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAddEligibleUsersRequest: _TypeAlias = BatchAddEligibleUsersRequest  # noqa: Y015
+
+@_typing.final
+class BatchAddEligibleUsersResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_FIELD_NUMBER: _builtins.int
+    added: _builtins.int
+    """How many of them were not on the list before."""
+    eligible: _builtins.int
+    """How many users are on it now."""
+    def __init__(
+        self,
+        *,
+        added: _builtins.int = ...,
+        eligible: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "eligible", b"eligible"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAddEligibleUsersResponse: _TypeAlias = BatchAddEligibleUsersResponse  # noqa: Y015
+
+@_typing.final
+class SaleChange(_message.Message):
+    """Something that was done with a sale."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    FROM_STATE_FIELD_NUMBER: _builtins.int
+    TO_STATE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    """Who, as named in the request; "schedule" or "stock" when the sale changed by itself, empty when nobody was named."""
+    from_state: Global___SaleState.ValueType
+    """State before; UNSPECIFIED for the creation."""
+    to_state: Global___SaleState.ValueType
+    """State after."""
+    total: _builtins.int
+    """Total after."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        from_state: Global___SaleState.ValueType = ...,
+        to_state: Global___SaleState.ValueType = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change_time", b"change_time", "from_state", b"from_state", "to_state", b"to_state", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaleChange: _TypeAlias = SaleChange  # noqa: Y015
+
+@_typing.final
+class ListSaleChangesRequest(_message.Message):
+    """Asks for a page of a sale's changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale's id."""
+    page_size: _builtins.int
+    """Most changes to return; 0 means 100; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, or empty for the first."""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSaleChangesRequest: _TypeAlias = ListSaleChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListSaleChangesResponse(_message.Message):
+    """A page of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page, or empty at the end."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SaleChange]:
+        """The changes, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___SaleChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSaleChangesResponse: _TypeAlias = ListSaleChangesResponse  # noqa: Y015
 
 @_typing.final
 class GetStockRequest(_message.Message):
@@ -651,6 +1037,7 @@ class ReserveItem(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
+    JOIN_WAITLIST_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """UUIDv8 made of (user_id, sale_id, request_id); begins as sale_id does; also the purchase's and the hold's id."""
     sale_id: _builtins.str
@@ -661,6 +1048,10 @@ class ReserveItem(_message.Message):
     """The buyer's request id, 1 to 128 printable characters."""
     quantity: _builtins.int
     """Units wanted; 1 to the sale's per_purchase_limit."""
+    join_waitlist: _builtins.bool
+    """Whether to join the waitlist if there are too few units. No part of the request's contents: a repetition may say
+    otherwise.
+    """
     def __init__(
         self,
         *,
@@ -669,10 +1060,11 @@ class ReserveItem(_message.Message):
         user_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         quantity: _builtins.int = ...,
+        join_waitlist: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "request_id", b"request_id", "reservation_id", b"reservation_id", "sale_id", b"sale_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_waitlist", b"join_waitlist", "quantity", b"quantity", "request_id", b"request_id", "reservation_id", b"reservation_id", "sale_id", b"sale_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,22 +1102,31 @@ class ReserveOutcome(_message.Message):
 
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITLIST_POSITION_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """The item's reservation id."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """UNSPECIFIED: the units are reserved (or were earlier, or are sold to this reservation by now). Otherwise SOLD_OUT, SALE_NOT_OPEN, SALE_NOT_FOUND,
-    USER_LIMIT_REACHED, PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, RESERVATION_RELEASED, INVALID_ARGUMENT,
-    STOCK_RECALIBRATING or UNAVAILABLE.
+    """UNSPECIFIED: the units are reserved (or were earlier, or are sold to this reservation by now), or it waits in line.
+    Otherwise SOLD_OUT, WAITLIST_FULL, NOT_ELIGIBLE, SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
+    PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, RESERVATION_RELEASED, INVALID_ARGUMENT, STOCK_RECALIBRATING or
+    UNAVAILABLE.
     """
+    waiting: _builtins.bool
+    """Whether it waits in line rather than having its units."""
+    waitlist_position: _builtins.int
+    """Its place in line, 1 for the next to be served; 0 when it does not wait."""
     def __init__(
         self,
         *,
         reservation_id: _builtins.str = ...,
         reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        waiting: _builtins.bool = ...,
+        waitlist_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reservation_id", b"reservation_id", "waiting", b"waiting", "waitlist_position", b"waitlist_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -773,7 +1174,7 @@ class BatchReserveSharesResponse(_message.Message):
 
     @_builtins.property
     def sale_terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___SaleTerms]:
-        """Terms of every sale of which at least one item was reserved."""
+        """Terms of every sale of which at least one item was reserved or waits."""
 
     def __init__(
         self,
@@ -908,7 +1309,7 @@ class ReleaseOutcome(_message.Message):
     reservation_id: _builtins.str
     """The reservation."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """UNSPECIFIED: released, now or earlier. Otherwise RESERVATION_SOLD, RESERVATION_NOT_FOUND, INVALID_ARGUMENT."""
+    """UNSPECIFIED: released or out of the line, now or earlier. Otherwise RESERVATION_SOLD, RESERVATION_NOT_FOUND, INVALID_ARGUMENT."""
     def __init__(
         self,
         *,
@@ -961,6 +1362,7 @@ class Reservation(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     SHARE_NUMBERS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """Same id as the purchase and the hold."""
     sale_id: _builtins.str
@@ -979,7 +1381,11 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the reservation was made durable."""
+        """When the reservation was made durable; of one that waits, when it joined the line."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When its state last changed."""
 
     def __init__(
         self,
@@ -992,10 +1398,11 @@ class Reservation(_message.Message):
         state: Global___ReservationState.ValueType = ...,
         share_numbers: _abc.Iterable[_builtins.int] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "quantity", b"quantity", "request_id", b"request_id", "reservation_id", b"reservation_id", "sale_id", b"sale_id", "share_numbers", b"share_numbers", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "quantity", b"quantity", "request_id", b"request_id", "reservation_id", b"reservation_id", "sale_id", b"sale_id", "share_numbers", b"share_numbers", "state", b"state", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1066,6 +1473,417 @@ class ListReservationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListReservationsResponse: _TypeAlias = ListReservationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetReservationsRequest(_message.Message):
+    """Asks for reservations by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        reservation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_ids", b"reservation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetReservationsRequest: _TypeAlias = BatchGetReservationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetReservationsResponse(_message.Message):
+    """The reservations that exist."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """Those found, in the order asked for; ids without a reservation are left out."""
+
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetReservationsResponse: _TypeAlias = BatchGetReservationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetWaitlistPositionsRequest(_message.Message):
+    """Asks for places in line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        reservation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_ids", b"reservation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetWaitlistPositionsRequest: _TypeAlias = BatchGetWaitlistPositionsRequest  # noqa: Y015
+
+@_typing.final
+class WaitlistPosition(_message.Message):
+    """The place of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    UNITS_AHEAD_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """The request."""
+    position: _builtins.int
+    """Its place, 1 for the next to be served; 0 when it does not wait (promoted, gone, or never was there)."""
+    units_ahead: _builtins.int
+    """Units that those before it wait for."""
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        units_ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "reservation_id", b"reservation_id", "units_ahead", b"units_ahead"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitlistPosition: _TypeAlias = WaitlistPosition  # noqa: Y015
+
+@_typing.final
+class BatchGetWaitlistPositionsResponse(_message.Message):
+    """Answers, in the order of the ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitlistPosition]:
+        """One place per id."""
+
+    def __init__(
+        self,
+        *,
+        positions: _abc.Iterable[Global___WaitlistPosition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetWaitlistPositionsResponse: _TypeAlias = BatchGetWaitlistPositionsResponse  # noqa: Y015
+
+@_typing.final
+class BatchLeaveWaitlistRequest(_message.Message):
+    """Asks to leave the line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        reservation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_ids", b"reservation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLeaveWaitlistRequest: _TypeAlias = BatchLeaveWaitlistRequest  # noqa: Y015
+
+@_typing.final
+class LeaveOutcome(_message.Message):
+    """Answer to one id of a leave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """The request."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """UNSPECIFIED: it has left, now or earlier. Otherwise RESERVATION_PROMOTED, RESERVATION_NOT_FOUND, INVALID_ARGUMENT."""
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveOutcome: _TypeAlias = LeaveOutcome  # noqa: Y015
+
+@_typing.final
+class BatchLeaveWaitlistResponse(_message.Message):
+    """Answers, in the order of the ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaveOutcome]:
+        """One outcome per id."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___LeaveOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLeaveWaitlistResponse: _TypeAlias = BatchLeaveWaitlistResponse  # noqa: Y015
+
+@_typing.final
+class WaitlistEntry(_message.Message):
+    """A request that joined the line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    JOIN_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    DECISION_NUMBER_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """Same id as the purchase."""
+    sale_id: _builtins.str
+    """The sale."""
+    user_id: _builtins.str
+    """The buyer."""
+    request_id: _builtins.str
+    """The buyer's request id."""
+    quantity: _builtins.int
+    """Units wanted."""
+    ticket: _builtins.int
+    """Its number in the order in which they joined, from 1 on, of this sale."""
+    state: Global___WaitlistState.ValueType
+    """What has become of it."""
+    decision_number: _builtins.int
+    """How the sale's line had moved until then: of two of a sale the one with more was decided later. 0 while it waits."""
+    @_builtins.property
+    def join_time(self) -> _timestamp_pb2.Timestamp:
+        """When it joined, by the database's clock."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was promoted, left, or the sale was closed; absent while it waits."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        sale_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        ticket: _builtins.int = ...,
+        state: Global___WaitlistState.ValueType = ...,
+        join_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        decision_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "join_time", b"join_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_number", b"decision_number", "end_time", b"end_time", "join_time", b"join_time", "quantity", b"quantity", "request_id", b"request_id", "reservation_id", b"reservation_id", "sale_id", b"sale_id", "state", b"state", "ticket", b"ticket", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitlistEntry: _TypeAlias = WaitlistEntry  # noqa: Y015
+
+@_typing.final
+class ListWaitlistRequest(_message.Message):
+    """Asks for a page of a line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale."""
+    state: Global___WaitlistState.ValueType
+    """Only those in this state; UNSPECIFIED: any."""
+    page_size: _builtins.int
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, or empty for the first."""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        state: Global___WaitlistState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "sale_id", b"sale_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWaitlistRequest: _TypeAlias = ListWaitlistRequest  # noqa: Y015
+
+@_typing.final
+class ListWaitlistResponse(_message.Message):
+    """A page of a line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page, or empty at the end."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitlistEntry]:
+        """The requests, in order of their tickets."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___WaitlistEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWaitlistResponse: _TypeAlias = ListWaitlistResponse  # noqa: Y015
+
+@_typing.final
+class ListWaitlistOutcomesRequest(_message.Message):
+    """Asks what has become of requests that waited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most to return; 0 means 1,000; more than 1,000 is taken as 1,000."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWaitlistOutcomesRequest: _TypeAlias = ListWaitlistOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class ListWaitlistOutcomesResponse(_message.Message):
+    """Outcomes that have not been acknowledged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitlistEntry]:
+        """None of them WAITING."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___WaitlistEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWaitlistOutcomesResponse: _TypeAlias = ListWaitlistOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class BatchAcknowledgeWaitlistOutcomesRequest(_message.Message):
+    """Names requests whose outcomes have been taken in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        reservation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_ids", b"reservation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAcknowledgeWaitlistOutcomesRequest: _TypeAlias = BatchAcknowledgeWaitlistOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class BatchAcknowledgeWaitlistOutcomesResponse(_message.Message):
+    """Nothing more to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAcknowledgeWaitlistOutcomesResponse: _TypeAlias = BatchAcknowledgeWaitlistOutcomesResponse  # noqa: Y015
 
 @_typing.final
 class RecalibrateSaleRequest(_message.Message):

@@ -53,6 +53,11 @@ class InventoryServiceStub:
                 request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSalesRequest.SerializeToString,
                 response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSalesResponse.FromString,
                 _registered_method=True)
+        self.ScheduleSale = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/ScheduleSale',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleResponse.FromString,
+                _registered_method=True)
         self.OpenSale = channel.unary_unary(
                 '/flashsale.inventory.v1.InventoryService/OpenSale',
                 request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.OpenSaleRequest.SerializeToString,
@@ -67,6 +72,21 @@ class InventoryServiceStub:
                 '/flashsale.inventory.v1.InventoryService/CloseSale',
                 request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleRequest.SerializeToString,
                 response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleResponse.FromString,
+                _registered_method=True)
+        self.RaiseSaleTotal = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/RaiseSaleTotal',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalResponse.FromString,
+                _registered_method=True)
+        self.BatchAddEligibleUsers = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/BatchAddEligibleUsers',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersResponse.FromString,
+                _registered_method=True)
+        self.ListSaleChanges = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/ListSaleChanges',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesResponse.FromString,
                 _registered_method=True)
         self.GetStock = channel.unary_unary(
                 '/flashsale.inventory.v1.InventoryService/GetStock',
@@ -93,6 +113,36 @@ class InventoryServiceStub:
                 request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsRequest.SerializeToString,
                 response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsResponse.FromString,
                 _registered_method=True)
+        self.BatchGetReservations = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/BatchGetReservations',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsResponse.FromString,
+                _registered_method=True)
+        self.BatchGetWaitlistPositions = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/BatchGetWaitlistPositions',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsResponse.FromString,
+                _registered_method=True)
+        self.BatchLeaveWaitlist = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/BatchLeaveWaitlist',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistResponse.FromString,
+                _registered_method=True)
+        self.ListWaitlist = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/ListWaitlist',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistResponse.FromString,
+                _registered_method=True)
+        self.ListWaitlistOutcomes = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/ListWaitlistOutcomes',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesResponse.FromString,
+                _registered_method=True)
+        self.BatchAcknowledgeWaitlistOutcomes = channel.unary_unary(
+                '/flashsale.inventory.v1.InventoryService/BatchAcknowledgeWaitlistOutcomes',
+                request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesRequest.SerializeToString,
+                response_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesResponse.FromString,
+                _registered_method=True)
         self.ListReservations = channel.unary_unary(
                 '/flashsale.inventory.v1.InventoryService/ListReservations',
                 request_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListReservationsRequest.SerializeToString,
@@ -113,8 +163,8 @@ class InventoryServiceServicer:
     """
 
     def CreateSale(self, request, context):
-        """Creates a sale in state DRAFT. INVALID_ARGUMENT on a bad field; REQUEST_ID_REUSED when the request id created
-        a sale with other terms.
+        """Creates a sale in state DRAFT, or SCHEDULED when it has an opening time. INVALID_ARGUMENT on a bad field;
+        REQUEST_ID_REUSED when the request id created a sale with other terms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,22 +184,56 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScheduleSale(self, request, context):
+        """Sets when a sale opens and closes by itself, by the database's clock; a DRAFT with an opening time becomes
+        SCHEDULED, a SCHEDULED sale without one a DRAFT. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT (an
+        opening time for a sale that has been opened, any time for one that is CLOSED), INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenSale(self, request, context):
-        """Opens a DRAFT or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
+        """Opens a DRAFT, SCHEDULED or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseSale(self, request, context):
-        """Stops taking new reservations of an OPEN sale; those taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
+        """Stops an OPEN or SOLD_OUT sale for now: no new reservations, nobody joins the waitlist or is promoted from it;
+        reservations taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSale(self, request, context):
-        """Ends a sale for good: no new reservations ever; those taken go on to settle. SALE_NOT_FOUND.
+        """Ends a sale for good: no new reservations ever; those taken go on to settle, and whoever waits is told that it is
+        over. SALE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RaiseSaleTotal(self, request, context):
+        """Raises how many shares a sale sells; the new ones go to the waitlist first. Legal in every state but CLOSED.
+        Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT, INVALID_ARGUMENT when the total would shrink.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchAddEligibleUsers(self, request, context):
+        """Adds users to those who may buy in a sale with `eligible_users_only`; nobody is ever taken off. Repeating it is
+        harmless. SALE_NOT_FOUND, INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSaleChanges(self, request, context):
+        """Lists what was done with a sale, by whom and when, oldest first. SALE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,8 +257,9 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchReserveShares(self, request, context):
-        """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself. A RESERVED outcome
-        is durable in SQL before it is answered. Repeating an item gives the first answer; SOLD_OUT is not remembered.
+        """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself; who finds none may join
+        the waitlist instead. An outcome without a reason is durable in SQL before it is answered. Repeating an item gives
+        the first answer; SOLD_OUT is not remembered. While anybody waits, nobody who comes anew gets a unit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,9 +273,53 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchReleaseReservations(self, request, context):
-        """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free. At most
-        1,000. Idempotent. The units are on sale again when the call returns, or at the latest a few seconds later if
-        Redis is away.
+        """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free; one that waits
+        leaves the waitlist. At most 1,000. Idempotent. Whoever is first in line has the units in the same transaction;
+        otherwise they are on sale again when the call returns, or at the latest a few seconds later if Redis is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetReservations(self, request, context):
+        """Reads up to 1,000 reservations by id, those that wait included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetWaitlistPositions(self, request, context):
+        """Tells up to 1,000 requests that wait their places in line. Cheap with 100,000 in line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchLeaveWaitlist(self, request, context):
+        """Takes up to 1,000 requests that wait out of the line, for good. Idempotent. One that has been promoted is left as
+        it is: RESERVATION_PROMOTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWaitlist(self, request, context):
+        """Lists a sale's waitlist in its order, those who have left it included. SALE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWaitlistOutcomes(self, request, context):
+        """Lists what has become of requests that waited and has not been acknowledged yet, of any sale, in the order in which
+        it was decided. Given again and again until it is acknowledged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchAcknowledgeWaitlistOutcomes(self, request, context):
+        """Notes that the outcomes of up to 1,000 requests have been taken in, so that they are not listed again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,6 +357,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSalesRequest.FromString,
                     response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSalesResponse.SerializeToString,
             ),
+            'ScheduleSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScheduleSale,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleResponse.SerializeToString,
+            ),
             'OpenSale': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenSale,
                     request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.OpenSaleRequest.FromString,
@@ -242,6 +376,21 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.CloseSale,
                     request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleRequest.FromString,
                     response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleResponse.SerializeToString,
+            ),
+            'RaiseSaleTotal': grpc.unary_unary_rpc_method_handler(
+                    servicer.RaiseSaleTotal,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalResponse.SerializeToString,
+            ),
+            'BatchAddEligibleUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchAddEligibleUsers,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersResponse.SerializeToString,
+            ),
+            'ListSaleChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSaleChanges,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesResponse.SerializeToString,
             ),
             'GetStock': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStock,
@@ -267,6 +416,36 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.BatchReleaseReservations,
                     request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsRequest.FromString,
                     response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsResponse.SerializeToString,
+            ),
+            'BatchGetReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetReservations,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsResponse.SerializeToString,
+            ),
+            'BatchGetWaitlistPositions': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetWaitlistPositions,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsResponse.SerializeToString,
+            ),
+            'BatchLeaveWaitlist': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchLeaveWaitlist,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistResponse.SerializeToString,
+            ),
+            'ListWaitlist': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWaitlist,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistResponse.SerializeToString,
+            ),
+            'ListWaitlistOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWaitlistOutcomes,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesResponse.SerializeToString,
+            ),
+            'BatchAcknowledgeWaitlistOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchAcknowledgeWaitlistOutcomes,
+                    request_deserializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesRequest.FromString,
+                    response_serializer=flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesResponse.SerializeToString,
             ),
             'ListReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReservations,
@@ -375,6 +554,33 @@ class InventoryService:
             _registered_method=True)
 
     @staticmethod
+    def ScheduleSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/ScheduleSale',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ScheduleSaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def OpenSale(request,
             target,
             options=(),
@@ -445,6 +651,87 @@ class InventoryService:
             '/flashsale.inventory.v1.InventoryService/CloseSale',
             flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleRequest.SerializeToString,
             flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.CloseSaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RaiseSaleTotal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/RaiseSaleTotal',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.RaiseSaleTotalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchAddEligibleUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/BatchAddEligibleUsers',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAddEligibleUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSaleChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/ListSaleChanges',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListSaleChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -580,6 +867,168 @@ class InventoryService:
             '/flashsale.inventory.v1.InventoryService/BatchReleaseReservations',
             flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsRequest.SerializeToString,
             flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchReleaseReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/BatchGetReservations',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetWaitlistPositions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/BatchGetWaitlistPositions',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchGetWaitlistPositionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchLeaveWaitlist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/BatchLeaveWaitlist',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchLeaveWaitlistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWaitlist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/ListWaitlist',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWaitlistOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/ListWaitlistOutcomes',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.ListWaitlistOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchAcknowledgeWaitlistOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.inventory.v1.InventoryService/BatchAcknowledgeWaitlistOutcomes',
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesRequest.SerializeToString,
+            flashsale_dot_inventory_dot_v1_dot_inventory__service__pb2.BatchAcknowledgeWaitlistOutcomesResponse.FromString,
             options,
             channel_credentials,
             insecure,

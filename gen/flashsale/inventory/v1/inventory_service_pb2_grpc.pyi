@@ -38,19 +38,38 @@ class InventoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InventoryServiceAsyncStub: ...
     CreateSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.CreateSaleRequest, _inventory_service_pb2.CreateSaleResponse]
-    """Creates a sale in state DRAFT. INVALID_ARGUMENT on a bad field; REQUEST_ID_REUSED when the request id created
-    a sale with other terms.
+    """Creates a sale in state DRAFT, or SCHEDULED when it has an opening time. INVALID_ARGUMENT on a bad field;
+    REQUEST_ID_REUSED when the request id created a sale with other terms.
     """
     GetSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.GetSaleRequest, _inventory_service_pb2.GetSaleResponse]
     """Reads a sale's terms and state. SALE_NOT_FOUND."""
     ListSales: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListSalesRequest, _inventory_service_pb2.ListSalesResponse]
     """Lists sales, newest first."""
+    ScheduleSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ScheduleSaleRequest, _inventory_service_pb2.ScheduleSaleResponse]
+    """Sets when a sale opens and closes by itself, by the database's clock; a DRAFT with an opening time becomes
+    SCHEDULED, a SCHEDULED sale without one a DRAFT. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT (an
+    opening time for a sale that has been opened, any time for one that is CLOSED), INVALID_ARGUMENT.
+    """
     OpenSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.OpenSaleRequest, _inventory_service_pb2.OpenSaleResponse]
-    """Opens a DRAFT or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+    """Opens a DRAFT, SCHEDULED or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
     PauseSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.PauseSaleRequest, _inventory_service_pb2.PauseSaleResponse]
-    """Stops taking new reservations of an OPEN sale; those taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+    """Stops an OPEN or SOLD_OUT sale for now: no new reservations, nobody joins the waitlist or is promoted from it;
+    reservations taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
+    """
     CloseSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.CloseSaleRequest, _inventory_service_pb2.CloseSaleResponse]
-    """Ends a sale for good: no new reservations ever; those taken go on to settle. SALE_NOT_FOUND."""
+    """Ends a sale for good: no new reservations ever; those taken go on to settle, and whoever waits is told that it is
+    over. SALE_NOT_FOUND.
+    """
+    RaiseSaleTotal: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.RaiseSaleTotalRequest, _inventory_service_pb2.RaiseSaleTotalResponse]
+    """Raises how many shares a sale sells; the new ones go to the waitlist first. Legal in every state but CLOSED.
+    Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT, INVALID_ARGUMENT when the total would shrink.
+    """
+    BatchAddEligibleUsers: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchAddEligibleUsersRequest, _inventory_service_pb2.BatchAddEligibleUsersResponse]
+    """Adds users to those who may buy in a sale with `eligible_users_only`; nobody is ever taken off. Repeating it is
+    harmless. SALE_NOT_FOUND, INVALID_ARGUMENT.
+    """
+    ListSaleChanges: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListSaleChangesRequest, _inventory_service_pb2.ListSaleChangesResponse]
+    """Lists what was done with a sale, by whom and when, oldest first. SALE_NOT_FOUND."""
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.GetStockRequest, _inventory_service_pb2.GetStockResponse]
     """Reads the three counts of a sale's stock at one moment. SALE_NOT_FOUND; UNAVAILABLE or STOCK_RECALIBRATING
     (source GATE only).
@@ -61,16 +80,33 @@ class InventoryServiceStub:
     SALE_NOT_FOUND; ends with UNAVAILABLE when the service drains.
     """
     BatchReserveShares: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchReserveSharesRequest, _inventory_service_pb2.BatchReserveSharesResponse]
-    """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself. A RESERVED outcome
-    is durable in SQL before it is answered. Repeating an item gives the first answer; SOLD_OUT is not remembered.
+    """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself; who finds none may join
+    the waitlist instead. An outcome without a reason is durable in SQL before it is answered. Repeating an item gives
+    the first answer; SOLD_OUT is not remembered. While anybody waits, nobody who comes anew gets a unit.
     """
     BatchConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchConfirmReservationsRequest, _inventory_service_pb2.BatchConfirmReservationsResponse]
     """Turns reservations into sold shares with numbers (lowest free first). At most 1,000. Idempotent."""
     BatchReleaseReservations: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchReleaseReservationsRequest, _inventory_service_pb2.BatchReleaseReservationsResponse]
-    """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free. At most
-    1,000. Idempotent. The units are on sale again when the call returns, or at the latest a few seconds later if
-    Redis is away.
+    """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free; one that waits
+    leaves the waitlist. At most 1,000. Idempotent. Whoever is first in line has the units in the same transaction;
+    otherwise they are on sale again when the call returns, or at the latest a few seconds later if Redis is away.
     """
+    BatchGetReservations: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchGetReservationsRequest, _inventory_service_pb2.BatchGetReservationsResponse]
+    """Reads up to 1,000 reservations by id, those that wait included."""
+    BatchGetWaitlistPositions: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchGetWaitlistPositionsRequest, _inventory_service_pb2.BatchGetWaitlistPositionsResponse]
+    """Tells up to 1,000 requests that wait their places in line. Cheap with 100,000 in line."""
+    BatchLeaveWaitlist: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchLeaveWaitlistRequest, _inventory_service_pb2.BatchLeaveWaitlistResponse]
+    """Takes up to 1,000 requests that wait out of the line, for good. Idempotent. One that has been promoted is left as
+    it is: RESERVATION_PROMOTED.
+    """
+    ListWaitlist: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListWaitlistRequest, _inventory_service_pb2.ListWaitlistResponse]
+    """Lists a sale's waitlist in its order, those who have left it included. SALE_NOT_FOUND."""
+    ListWaitlistOutcomes: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListWaitlistOutcomesRequest, _inventory_service_pb2.ListWaitlistOutcomesResponse]
+    """Lists what has become of requests that waited and has not been acknowledged yet, of any sale, in the order in which
+    it was decided. Given again and again until it is acknowledged.
+    """
+    BatchAcknowledgeWaitlistOutcomes: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesRequest, _inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesResponse]
+    """Notes that the outcomes of up to 1,000 requests have been taken in, so that they are not listed again. Idempotent."""
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.ListReservationsRequest, _inventory_service_pb2.ListReservationsResponse]
     """Lists reservations of a sale, oldest first."""
     RecalibrateSale: _grpc.UnaryUnaryMultiCallable[_inventory_service_pb2.RecalibrateSaleRequest, _inventory_service_pb2.RecalibrateSaleResponse]
@@ -86,19 +122,38 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.CreateSaleRequest, _inventory_service_pb2.CreateSaleResponse]  # type: ignore[assignment]
-    """Creates a sale in state DRAFT. INVALID_ARGUMENT on a bad field; REQUEST_ID_REUSED when the request id created
-    a sale with other terms.
+    """Creates a sale in state DRAFT, or SCHEDULED when it has an opening time. INVALID_ARGUMENT on a bad field;
+    REQUEST_ID_REUSED when the request id created a sale with other terms.
     """
     GetSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.GetSaleRequest, _inventory_service_pb2.GetSaleResponse]  # type: ignore[assignment]
     """Reads a sale's terms and state. SALE_NOT_FOUND."""
     ListSales: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListSalesRequest, _inventory_service_pb2.ListSalesResponse]  # type: ignore[assignment]
     """Lists sales, newest first."""
+    ScheduleSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ScheduleSaleRequest, _inventory_service_pb2.ScheduleSaleResponse]  # type: ignore[assignment]
+    """Sets when a sale opens and closes by itself, by the database's clock; a DRAFT with an opening time becomes
+    SCHEDULED, a SCHEDULED sale without one a DRAFT. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT (an
+    opening time for a sale that has been opened, any time for one that is CLOSED), INVALID_ARGUMENT.
+    """
     OpenSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.OpenSaleRequest, _inventory_service_pb2.OpenSaleResponse]  # type: ignore[assignment]
-    """Opens a DRAFT or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+    """Opens a DRAFT, SCHEDULED or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
     PauseSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.PauseSaleRequest, _inventory_service_pb2.PauseSaleResponse]  # type: ignore[assignment]
-    """Stops taking new reservations of an OPEN sale; those taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+    """Stops an OPEN or SOLD_OUT sale for now: no new reservations, nobody joins the waitlist or is promoted from it;
+    reservations taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
+    """
     CloseSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.CloseSaleRequest, _inventory_service_pb2.CloseSaleResponse]  # type: ignore[assignment]
-    """Ends a sale for good: no new reservations ever; those taken go on to settle. SALE_NOT_FOUND."""
+    """Ends a sale for good: no new reservations ever; those taken go on to settle, and whoever waits is told that it is
+    over. SALE_NOT_FOUND.
+    """
+    RaiseSaleTotal: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.RaiseSaleTotalRequest, _inventory_service_pb2.RaiseSaleTotalResponse]  # type: ignore[assignment]
+    """Raises how many shares a sale sells; the new ones go to the waitlist first. Legal in every state but CLOSED.
+    Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT, INVALID_ARGUMENT when the total would shrink.
+    """
+    BatchAddEligibleUsers: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchAddEligibleUsersRequest, _inventory_service_pb2.BatchAddEligibleUsersResponse]  # type: ignore[assignment]
+    """Adds users to those who may buy in a sale with `eligible_users_only`; nobody is ever taken off. Repeating it is
+    harmless. SALE_NOT_FOUND, INVALID_ARGUMENT.
+    """
+    ListSaleChanges: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListSaleChangesRequest, _inventory_service_pb2.ListSaleChangesResponse]  # type: ignore[assignment]
+    """Lists what was done with a sale, by whom and when, oldest first. SALE_NOT_FOUND."""
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.GetStockRequest, _inventory_service_pb2.GetStockResponse]  # type: ignore[assignment]
     """Reads the three counts of a sale's stock at one moment. SALE_NOT_FOUND; UNAVAILABLE or STOCK_RECALIBRATING
     (source GATE only).
@@ -109,16 +164,33 @@ class InventoryServiceAsyncStub(InventoryServiceStub):
     SALE_NOT_FOUND; ends with UNAVAILABLE when the service drains.
     """
     BatchReserveShares: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchReserveSharesRequest, _inventory_service_pb2.BatchReserveSharesResponse]  # type: ignore[assignment]
-    """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself. A RESERVED outcome
-    is durable in SQL before it is answered. Repeating an item gives the first answer; SOLD_OUT is not remembered.
+    """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself; who finds none may join
+    the waitlist instead. An outcome without a reason is durable in SQL before it is answered. Repeating an item gives
+    the first answer; SOLD_OUT is not remembered. While anybody waits, nobody who comes anew gets a unit.
     """
     BatchConfirmReservations: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchConfirmReservationsRequest, _inventory_service_pb2.BatchConfirmReservationsResponse]  # type: ignore[assignment]
     """Turns reservations into sold shares with numbers (lowest free first). At most 1,000. Idempotent."""
     BatchReleaseReservations: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchReleaseReservationsRequest, _inventory_service_pb2.BatchReleaseReservationsResponse]  # type: ignore[assignment]
-    """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free. At most
-    1,000. Idempotent. The units are on sale again when the call returns, or at the latest a few seconds later if
-    Redis is away.
+    """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free; one that waits
+    leaves the waitlist. At most 1,000. Idempotent. Whoever is first in line has the units in the same transaction;
+    otherwise they are on sale again when the call returns, or at the latest a few seconds later if Redis is away.
     """
+    BatchGetReservations: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchGetReservationsRequest, _inventory_service_pb2.BatchGetReservationsResponse]  # type: ignore[assignment]
+    """Reads up to 1,000 reservations by id, those that wait included."""
+    BatchGetWaitlistPositions: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchGetWaitlistPositionsRequest, _inventory_service_pb2.BatchGetWaitlistPositionsResponse]  # type: ignore[assignment]
+    """Tells up to 1,000 requests that wait their places in line. Cheap with 100,000 in line."""
+    BatchLeaveWaitlist: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchLeaveWaitlistRequest, _inventory_service_pb2.BatchLeaveWaitlistResponse]  # type: ignore[assignment]
+    """Takes up to 1,000 requests that wait out of the line, for good. Idempotent. One that has been promoted is left as
+    it is: RESERVATION_PROMOTED.
+    """
+    ListWaitlist: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListWaitlistRequest, _inventory_service_pb2.ListWaitlistResponse]  # type: ignore[assignment]
+    """Lists a sale's waitlist in its order, those who have left it included. SALE_NOT_FOUND."""
+    ListWaitlistOutcomes: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListWaitlistOutcomesRequest, _inventory_service_pb2.ListWaitlistOutcomesResponse]  # type: ignore[assignment]
+    """Lists what has become of requests that waited and has not been acknowledged yet, of any sale, in the order in which
+    it was decided. Given again and again until it is acknowledged.
+    """
+    BatchAcknowledgeWaitlistOutcomes: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesRequest, _inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesResponse]  # type: ignore[assignment]
+    """Notes that the outcomes of up to 1,000 requests have been taken in, so that they are not listed again. Idempotent."""
     ListReservations: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.ListReservationsRequest, _inventory_service_pb2.ListReservationsResponse]  # type: ignore[assignment]
     """Lists reservations of a sale, oldest first."""
     RecalibrateSale: _aio.UnaryUnaryMultiCallable[_inventory_service_pb2.RecalibrateSaleRequest, _inventory_service_pb2.RecalibrateSaleResponse]  # type: ignore[assignment]
@@ -137,8 +209,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.CreateSaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.CreateSaleResponse, _abc.Awaitable[_inventory_service_pb2.CreateSaleResponse]]:
-        """Creates a sale in state DRAFT. INVALID_ARGUMENT on a bad field; REQUEST_ID_REUSED when the request id created
-        a sale with other terms.
+        """Creates a sale in state DRAFT, or SCHEDULED when it has an opening time. INVALID_ARGUMENT on a bad field;
+        REQUEST_ID_REUSED when the request id created a sale with other terms.
         """
 
     @_abc_1.abstractmethod
@@ -158,12 +230,23 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists sales, newest first."""
 
     @_abc_1.abstractmethod
+    def ScheduleSale(
+        self,
+        request: _inventory_service_pb2.ScheduleSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.ScheduleSaleResponse, _abc.Awaitable[_inventory_service_pb2.ScheduleSaleResponse]]:
+        """Sets when a sale opens and closes by itself, by the database's clock; a DRAFT with an opening time becomes
+        SCHEDULED, a SCHEDULED sale without one a DRAFT. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT (an
+        opening time for a sale that has been opened, any time for one that is CLOSED), INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
     def OpenSale(
         self,
         request: _inventory_service_pb2.OpenSaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.OpenSaleResponse, _abc.Awaitable[_inventory_service_pb2.OpenSaleResponse]]:
-        """Opens a DRAFT or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+        """Opens a DRAFT, SCHEDULED or PAUSED sale for buying. Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
 
     @_abc_1.abstractmethod
     def PauseSale(
@@ -171,7 +254,9 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.PauseSaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.PauseSaleResponse, _abc.Awaitable[_inventory_service_pb2.PauseSaleResponse]]:
-        """Stops taking new reservations of an OPEN sale; those taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT."""
+        """Stops an OPEN or SOLD_OUT sale for now: no new reservations, nobody joins the waitlist or is promoted from it;
+        reservations taken go on to settle. SALE_NOT_FOUND, SALE_STATE_CONFLICT.
+        """
 
     @_abc_1.abstractmethod
     def CloseSale(
@@ -179,7 +264,37 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.CloseSaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.CloseSaleResponse, _abc.Awaitable[_inventory_service_pb2.CloseSaleResponse]]:
-        """Ends a sale for good: no new reservations ever; those taken go on to settle. SALE_NOT_FOUND."""
+        """Ends a sale for good: no new reservations ever; those taken go on to settle, and whoever waits is told that it is
+        over. SALE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RaiseSaleTotal(
+        self,
+        request: _inventory_service_pb2.RaiseSaleTotalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.RaiseSaleTotalResponse, _abc.Awaitable[_inventory_service_pb2.RaiseSaleTotalResponse]]:
+        """Raises how many shares a sale sells; the new ones go to the waitlist first. Legal in every state but CLOSED.
+        Repeating it is harmless. SALE_NOT_FOUND, SALE_STATE_CONFLICT, INVALID_ARGUMENT when the total would shrink.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchAddEligibleUsers(
+        self,
+        request: _inventory_service_pb2.BatchAddEligibleUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.BatchAddEligibleUsersResponse, _abc.Awaitable[_inventory_service_pb2.BatchAddEligibleUsersResponse]]:
+        """Adds users to those who may buy in a sale with `eligible_users_only`; nobody is ever taken off. Repeating it is
+        harmless. SALE_NOT_FOUND, INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSaleChanges(
+        self,
+        request: _inventory_service_pb2.ListSaleChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.ListSaleChangesResponse, _abc.Awaitable[_inventory_service_pb2.ListSaleChangesResponse]]:
+        """Lists what was done with a sale, by whom and when, oldest first. SALE_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetStock(
@@ -208,8 +323,9 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.BatchReserveSharesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.BatchReserveSharesResponse, _abc.Awaitable[_inventory_service_pb2.BatchReserveSharesResponse]]:
-        """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself. A RESERVED outcome
-        is durable in SQL before it is answered. Repeating an item gives the first answer; SOLD_OUT is not remembered.
+        """Reserves units for up to 1,000 buyers, possibly of different sales, each answered by itself; who finds none may join
+        the waitlist instead. An outcome without a reason is durable in SQL before it is answered. Repeating an item gives
+        the first answer; SOLD_OUT is not remembered. While anybody waits, nobody who comes anew gets a unit.
         """
 
     @_abc_1.abstractmethod
@@ -226,10 +342,62 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_service_pb2.BatchReleaseReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_service_pb2.BatchReleaseReservationsResponse, _abc.Awaitable[_inventory_service_pb2.BatchReleaseReservationsResponse]]:
-        """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free. At most
-        1,000. Idempotent. The units are on sale again when the call returns, or at the latest a few seconds later if
-        Redis is away.
+        """Gives units back: a RESERVED one, or with `revoke_sold` a SOLD one, whose share numbers become free; one that waits
+        leaves the waitlist. At most 1,000. Idempotent. Whoever is first in line has the units in the same transaction;
+        otherwise they are on sale again when the call returns, or at the latest a few seconds later if Redis is away.
         """
+
+    @_abc_1.abstractmethod
+    def BatchGetReservations(
+        self,
+        request: _inventory_service_pb2.BatchGetReservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.BatchGetReservationsResponse, _abc.Awaitable[_inventory_service_pb2.BatchGetReservationsResponse]]:
+        """Reads up to 1,000 reservations by id, those that wait included."""
+
+    @_abc_1.abstractmethod
+    def BatchGetWaitlistPositions(
+        self,
+        request: _inventory_service_pb2.BatchGetWaitlistPositionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.BatchGetWaitlistPositionsResponse, _abc.Awaitable[_inventory_service_pb2.BatchGetWaitlistPositionsResponse]]:
+        """Tells up to 1,000 requests that wait their places in line. Cheap with 100,000 in line."""
+
+    @_abc_1.abstractmethod
+    def BatchLeaveWaitlist(
+        self,
+        request: _inventory_service_pb2.BatchLeaveWaitlistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.BatchLeaveWaitlistResponse, _abc.Awaitable[_inventory_service_pb2.BatchLeaveWaitlistResponse]]:
+        """Takes up to 1,000 requests that wait out of the line, for good. Idempotent. One that has been promoted is left as
+        it is: RESERVATION_PROMOTED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWaitlist(
+        self,
+        request: _inventory_service_pb2.ListWaitlistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.ListWaitlistResponse, _abc.Awaitable[_inventory_service_pb2.ListWaitlistResponse]]:
+        """Lists a sale's waitlist in its order, those who have left it included. SALE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListWaitlistOutcomes(
+        self,
+        request: _inventory_service_pb2.ListWaitlistOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.ListWaitlistOutcomesResponse, _abc.Awaitable[_inventory_service_pb2.ListWaitlistOutcomesResponse]]:
+        """Lists what has become of requests that waited and has not been acknowledged yet, of any sale, in the order in which
+        it was decided. Given again and again until it is acknowledged.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchAcknowledgeWaitlistOutcomes(
+        self,
+        request: _inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesResponse, _abc.Awaitable[_inventory_service_pb2.BatchAcknowledgeWaitlistOutcomesResponse]]:
+        """Notes that the outcomes of up to 1,000 requests have been taken in, so that they are not listed again. Idempotent."""
 
     @_abc_1.abstractmethod
     def ListReservations(

@@ -35,13 +35,19 @@ class _PurchaseStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purchas
     PURCHASE_STATE_SETTLING: _PurchaseState.ValueType  # 2
     """A worker has claimed it."""
     PURCHASE_STATE_CONFIRMED: _PurchaseState.ValueType  # 3
-    """Final: the user owns the shares and has paid once."""
+    """Final, unless it is refunded: the user owns the shares and has paid once."""
     PURCHASE_STATE_FAILED: _PurchaseState.ValueType  # 4
     """Final: no shares and no charge; `reason` tells why."""
     PURCHASE_STATE_CANCELLED: _PurchaseState.ValueType  # 5
-    """Final: cancelled by the user before settlement; no shares and no charge."""
+    """Final: cancelled by the user, in line or before settlement; no shares and no charge."""
     PURCHASE_STATE_PARKED: _PurchaseState.ValueType  # 6
     """Attempts are exhausted; waits for an operator."""
+    PURCHASE_STATE_WAITLISTED: _PurchaseState.ValueType  # 7
+    """Waits in line for units; becomes RESERVED by itself."""
+    PURCHASE_STATE_REFUNDING: _PurchaseState.ValueType  # 8
+    """A refund has been asked for; money and shares are on their way back."""
+    PURCHASE_STATE_REFUNDED: _PurchaseState.ValueType  # 9
+    """Final: the money was booked back, the shares are on sale again."""
 
 class PurchaseState(_PurchaseState, metaclass=_PurchaseStateEnumTypeWrapper):
     """Where a purchase is in its life."""
@@ -53,13 +59,19 @@ PURCHASE_STATE_RESERVED: PurchaseState.ValueType  # 1
 PURCHASE_STATE_SETTLING: PurchaseState.ValueType  # 2
 """A worker has claimed it."""
 PURCHASE_STATE_CONFIRMED: PurchaseState.ValueType  # 3
-"""Final: the user owns the shares and has paid once."""
+"""Final, unless it is refunded: the user owns the shares and has paid once."""
 PURCHASE_STATE_FAILED: PurchaseState.ValueType  # 4
 """Final: no shares and no charge; `reason` tells why."""
 PURCHASE_STATE_CANCELLED: PurchaseState.ValueType  # 5
-"""Final: cancelled by the user before settlement; no shares and no charge."""
+"""Final: cancelled by the user, in line or before settlement; no shares and no charge."""
 PURCHASE_STATE_PARKED: PurchaseState.ValueType  # 6
 """Attempts are exhausted; waits for an operator."""
+PURCHASE_STATE_WAITLISTED: PurchaseState.ValueType  # 7
+"""Waits in line for units; becomes RESERVED by itself."""
+PURCHASE_STATE_REFUNDING: PurchaseState.ValueType  # 8
+"""A refund has been asked for; money and shares are on their way back."""
+PURCHASE_STATE_REFUNDED: PurchaseState.ValueType  # 9
+"""Final: the money was booked back, the shares are on sale again."""
 Global___PurchaseState: _TypeAlias = PurchaseState  # noqa: Y015
 
 @_typing.final
@@ -79,6 +91,8 @@ class Purchase(_message.Message):
     SHARE_NUMBERS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    WAITLIST_POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_S_FIELD_NUMBER: _builtins.int
     purchase_id: _builtins.str
     """UUIDv8 made of (user_id, sale_id, request_id); begins as sale_id does."""
     user_id: _builtins.str
@@ -93,6 +107,14 @@ class Purchase(_message.Message):
     """Present state."""
     reason: _error_reason_pb2.ErrorReason.ValueType
     """Why it FAILED or was PARKED; UNSPECIFIED otherwise."""
+    waitlist_position: _builtins.int
+    """Its place in line, 1 for the next to be served. Told by GetPurchase, WatchPurchase (its first message) and
+    CreatePurchase; 0 when it does not wait, or its place cannot be read now.
+    """
+    estimated_wait_s: _builtins.int
+    """When its turn would come if everybody before it were served as fast as purchases are settled, seconds from now;
+    nobody is sure to be served. 0 without a place.
+    """
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """What all units cost together."""
@@ -123,10 +145,12 @@ class Purchase(_message.Message):
         share_numbers: _abc.Iterable[_builtins.int] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        waitlist_position: _builtins.int = ...,
+        estimated_wait_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "purchase_id", b"purchase_id", "quantity", b"quantity", "reason", b"reason", "request_id", b"request_id", "sale_id", b"sale_id", "share_numbers", b"share_numbers", "state", b"state", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "estimated_wait_s", b"estimated_wait_s", "purchase_id", b"purchase_id", "quantity", b"quantity", "reason", b"reason", "request_id", b"request_id", "sale_id", b"sale_id", "share_numbers", b"share_numbers", "state", b"state", "update_time", b"update_time", "user_id", b"user_id", "waitlist_position", b"waitlist_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,6 +166,7 @@ class CreatePurchaseRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     SALE_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
+    WAITLIST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key chosen by the buyer; 1 to 128 printable ASCII characters."""
     user_id: _builtins.str
@@ -150,6 +175,10 @@ class CreatePurchaseRequest(_message.Message):
     """The sale's id, a UUID."""
     quantity: _builtins.int
     """Units wanted; 1 to the sale's per_purchase_limit."""
+    waitlist: _builtins.bool
+    """Whether to wait in line if there are too few units. No part of the request's contents: a repetition may say
+    otherwise.
+    """
     def __init__(
         self,
         *,
@@ -157,10 +186,11 @@ class CreatePurchaseRequest(_message.Message):
         user_id: _builtins.str = ...,
         sale_id: _builtins.str = ...,
         quantity: _builtins.int = ...,
+        waitlist: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "request_id", b"request_id", "sale_id", b"sale_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "request_id", b"request_id", "sale_id", b"sale_id", "user_id", b"user_id", "waitlist", b"waitlist"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,7 +205,7 @@ class CreatePurchaseResponse(_message.Message):
     PURCHASE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def purchase(self) -> Global___Purchase:
-        """As it is now: RESERVED when new, further on when this is a repetition."""
+        """As it is now: RESERVED or WAITLISTED when new, further on when this is a repetition."""
 
     def __init__(
         self,
@@ -224,6 +254,8 @@ class CreatePurchaseOutcome(_message.Message):
     PURCHASE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    WAITLIST_POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_S_FIELD_NUMBER: _builtins.int
     reason: _error_reason_pb2.ErrorReason.ValueType
     """UNSPECIFIED: bought. Otherwise why not."""
     purchase_id: _builtins.str
@@ -232,6 +264,10 @@ class CreatePurchaseOutcome(_message.Message):
     """Its present state; UNSPECIFIED when `reason` is set."""
     retry_after_ms: _builtins.int
     """Suggested delay before a repetition, milliseconds; 0 unless `reason` can be retried."""
+    waitlist_position: _builtins.int
+    """See Purchase.waitlist_position."""
+    estimated_wait_s: _builtins.int
+    """See Purchase.estimated_wait_s."""
     def __init__(
         self,
         *,
@@ -239,10 +275,12 @@ class CreatePurchaseOutcome(_message.Message):
         purchase_id: _builtins.str = ...,
         state: Global___PurchaseState.ValueType = ...,
         retry_after_ms: _builtins.int = ...,
+        waitlist_position: _builtins.int = ...,
+        estimated_wait_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase_id", b"purchase_id", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_wait_s", b"estimated_wait_s", "purchase_id", b"purchase_id", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "state", b"state", "waitlist_position", b"waitlist_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +527,238 @@ class CancelPurchaseResponse(_message.Message):
 Global___CancelPurchaseResponse: _TypeAlias = CancelPurchaseResponse  # noqa: Y015
 
 @_typing.final
+class RefundPurchaseRequest(_message.Message):
+    """Names the purchase to refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    purchase_id: _builtins.str
+    """The purchase's id."""
+    user_id: _builtins.str
+    """Only if it is this user's; empty: whoever's."""
+    def __init__(
+        self,
+        *,
+        purchase_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase_id", b"purchase_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundPurchaseRequest: _TypeAlias = RefundPurchaseRequest  # noqa: Y015
+
+@_typing.final
+class RefundPurchaseResponse(_message.Message):
+    """The purchase after it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def purchase(self) -> Global___Purchase:
+        """REFUNDING or REFUNDED."""
+
+    def __init__(
+        self,
+        *,
+        purchase: Global___Purchase | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["purchase", b"purchase"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase", b"purchase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundPurchaseResponse: _TypeAlias = RefundPurchaseResponse  # noqa: Y015
+
+@_typing.final
+class GetReceiptRequest(_message.Message):
+    """Names the purchase to tell about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    purchase_id: _builtins.str
+    """The purchase's id."""
+    user_id: _builtins.str
+    """Only if it is this user's; empty: whoever's."""
+    def __init__(
+        self,
+        *,
+        purchase_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase_id", b"purchase_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptRequest: _TypeAlias = GetReceiptRequest  # noqa: Y015
+
+@_typing.final
+class ReceiptStep(_message.Message):
+    """A state that a purchase was in, and since when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    state: Global___PurchaseState.ValueType
+    """The state."""
+    words: _builtins.str
+    """The step in plain words."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it came to be in it, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PurchaseState.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        words: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "time", b"time", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiptStep: _TypeAlias = ReceiptStep  # noqa: Y015
+
+@_typing.final
+class ReceiptReservation(_message.Message):
+    """What the Inventory Service has set aside for a purchase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """As the Inventory Service names it: "WAITING", "RESERVED", "SOLD" or "RELEASED"."""
+    quantity: _builtins.int
+    """Units."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When its state last changed."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "quantity", b"quantity", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiptReservation: _TypeAlias = ReceiptReservation  # noqa: Y015
+
+@_typing.final
+class ReceiptHold(_message.Message):
+    """What the Balance Service has set aside or taken for a purchase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """As the Balance Service names it: "HELD", "CAPTURED", "RELEASED", "EXPIRED", "REFUSED" or "REVERSED"."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed; absent while HELD."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "end_time", b"end_time", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiptHold: _TypeAlias = ReceiptHold  # noqa: Y015
+
+@_typing.final
+class GetReceiptResponse(_message.Message):
+    """Everything about one purchase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    words: _builtins.str
+    """Where it stands, in plain words; of one that won nothing, why."""
+    @_builtins.property
+    def purchase(self) -> Global___Purchase:
+        """As it is now."""
+
+    @_builtins.property
+    def reservation(self) -> Global___ReceiptReservation:
+        """What was reserved; absent when nothing ever was."""
+
+    @_builtins.property
+    def hold(self) -> Global___ReceiptHold:
+        """What was held; absent when nothing ever was."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceiptStep]:
+        """Its states, in the order of their times."""
+
+    def __init__(
+        self,
+        *,
+        purchase: Global___Purchase | None = ...,
+        reservation: Global___ReceiptReservation | None = ...,
+        hold: Global___ReceiptHold | None = ...,
+        steps: _abc.Iterable[Global___ReceiptStep] | None = ...,
+        words: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "purchase", b"purchase", "reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "purchase", b"purchase", "reservation", b"reservation", "steps", b"steps", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+
+@_typing.final
 class SummarizeSaleRequest(_message.Message):
     """Names the sale to count."""
 
@@ -555,6 +825,7 @@ class SummarizeSaleResponse(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     FIRST_CLAIM_TIME_FIELD_NUMBER: _builtins.int
     LAST_FINAL_TIME_FIELD_NUMBER: _builtins.int
+    OLDEST_UNSETTLED_TIME_FIELD_NUMBER: _builtins.int
     queued_messages: _builtins.int
     """Messages waiting in all settlement partitions, of all sales; each carries a batch of purchases. -1 when RabbitMQ
     is away.
@@ -573,6 +844,12 @@ class SummarizeSaleResponse(_message.Message):
     def last_final_time(self) -> _timestamp_pb2.Timestamp:
         """When the last purchase of the sale became final; absent before."""
 
+    @_builtins.property
+    def oldest_unsettled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when the oldest purchase of the sale that is neither final, parked nor in line has been unsettled; absent
+        without any.
+        """
+
     def __init__(
         self,
         *,
@@ -581,11 +858,416 @@ class SummarizeSaleResponse(_message.Message):
         dead_letters: _builtins.int = ...,
         first_claim_time: _timestamp_pb2.Timestamp | None = ...,
         last_final_time: _timestamp_pb2.Timestamp | None = ...,
+        oldest_unsettled_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_claim_time", b"first_claim_time", "last_final_time", b"last_final_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_claim_time", b"first_claim_time", "last_final_time", b"last_final_time", "oldest_unsettled_time", b"oldest_unsettled_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "dead_letters", b"dead_letters", "first_claim_time", b"first_claim_time", "last_final_time", b"last_final_time", "queued_messages", b"queued_messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "dead_letters", b"dead_letters", "first_claim_time", b"first_claim_time", "last_final_time", b"last_final_time", "oldest_unsettled_time", b"oldest_unsettled_time", "queued_messages", b"queued_messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SummarizeSaleResponse: _TypeAlias = SummarizeSaleResponse  # noqa: Y015
+
+@_typing.final
+class GetSaleStatementRequest(_message.Message):
+    """Asks for a statement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale's id."""
+    page_size: _builtins.int
+    """Most purchases without shares to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, or empty for the first."""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSaleStatementRequest: _TypeAlias = GetSaleStatementRequest  # noqa: Y015
+
+@_typing.final
+class NonWinCount(_message.Message):
+    """How many won nothing for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    PURCHASES_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    state: Global___PurchaseState.ValueType
+    """FAILED, CANCELLED or REFUNDED."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """Why it FAILED; UNSPECIFIED otherwise."""
+    words: _builtins.str
+    """The reason in plain words."""
+    purchases: _builtins.int
+    """How many purchases."""
+    units: _builtins.int
+    """Their units together."""
+    def __init__(
+        self,
+        *,
+        state: Global___PurchaseState.ValueType = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        words: _builtins.str = ...,
+        purchases: _builtins.int = ...,
+        units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchases", b"purchases", "reason", b"reason", "state", b"state", "units", b"units", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NonWinCount: _TypeAlias = NonWinCount  # noqa: Y015
+
+@_typing.final
+class NonWin(_message.Message):
+    """Somebody who won nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    purchase_id: _builtins.str
+    """The purchase."""
+    user_id: _builtins.str
+    """The buyer."""
+    quantity: _builtins.int
+    """Units wanted."""
+    state: Global___PurchaseState.ValueType
+    """FAILED, CANCELLED or REFUNDED."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """Why it FAILED; UNSPECIFIED otherwise."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        purchase_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        state: Global___PurchaseState.ValueType = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "purchase_id", b"purchase_id", "quantity", b"quantity", "reason", b"reason", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NonWin: _TypeAlias = NonWin  # noqa: Y015
+
+@_typing.final
+class GetSaleStatementResponse(_message.Message):
+    """What a sale has come to. Requests that were refused at once (sold out, too busy) left no purchase and are not in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SOLD_UNITS_FIELD_NUMBER: _builtins.int
+    SOLD_PURCHASES_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    UNFINISHED_PURCHASES_FIELD_NUMBER: _builtins.int
+    NON_WIN_COUNTS_FIELD_NUMBER: _builtins.int
+    NON_WINS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.str
+    """The sale."""
+    final: _builtins.bool
+    """Whether nothing of it can change any more: it is CLOSED, and no purchase is unfinished, in line, parked or being
+    refunded. A refund that is asked for later makes it change all the same.
+    """
+    total: _builtins.int
+    """Shares on sale in all."""
+    sold_units: _builtins.int
+    """Shares that have an owner."""
+    sold_purchases: _builtins.int
+    """Purchases that have them."""
+    unfinished_purchases: _builtins.int
+    """Purchases that are not final yet."""
+    next_page_token: _builtins.str
+    """Token of the next page, or empty at the end."""
+    @_builtins.property
+    def captured(self) -> _money_pb2.Money:
+        """Money captured for purchases that were confirmed, refunded ones included."""
+
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """Money of it booked back."""
+
+    @_builtins.property
+    def non_win_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___NonWinCount]:
+        """Purchases that won nothing, by state and reason."""
+
+    @_builtins.property
+    def non_wins(self) -> _containers.RepeatedCompositeFieldContainer[Global___NonWin]:
+        """A page of them, in order of purchase id."""
+
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.str = ...,
+        final: _builtins.bool = ...,
+        total: _builtins.int = ...,
+        sold_units: _builtins.int = ...,
+        sold_purchases: _builtins.int = ...,
+        captured: _money_pb2.Money | None = ...,
+        refunded: _money_pb2.Money | None = ...,
+        unfinished_purchases: _builtins.int = ...,
+        non_win_counts: _abc.Iterable[Global___NonWinCount] | None = ...,
+        non_wins: _abc.Iterable[Global___NonWin] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "refunded", b"refunded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "final", b"final", "next_page_token", b"next_page_token", "non_win_counts", b"non_win_counts", "non_wins", b"non_wins", "refunded", b"refunded", "sale_id", b"sale_id", "sold_purchases", b"sold_purchases", "sold_units", b"sold_units", "total", b"total", "unfinished_purchases", b"unfinished_purchases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSaleStatementResponse: _TypeAlias = GetSaleStatementResponse  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersRequest(_message.Message):
+    """Asks for dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most to return; 0 means 20; more than 100 is taken as 100."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    """A message that no worker can settle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    BODY_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PURCHASE_IDS_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """Settlement partition it belongs to; -1 when not known."""
+    body_bytes: _builtins.int
+    """Size, bytes."""
+    reason: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def first_seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When it first came to lie there; absent when not known."""
+
+    @_builtins.property
+    def purchase_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purchases it names, as far as it can be read; at most 250."""
+
+    def __init__(
+        self,
+        *,
+        first_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        partition: _builtins.int = ...,
+        body_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        purchase_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_seen_time", b"first_seen_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_bytes", b"body_bytes", "first_seen_time", b"first_seen_time", "partition", b"partition", "purchase_ids", b"purchase_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersResponse(_message.Message):
+    """The oldest dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many there are in all."""
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "letters", b"letters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersResponse: _TypeAlias = ListDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLettersRequest(_message.Message):
+    """Asks to replay dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_MAX_FIELD_NUMBER: _builtins.int
+    letters_max: _builtins.int
+    """Most to send again; 0 means 20; more than 100 is taken as 100."""
+    def __init__(
+        self,
+        *,
+        letters_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters_max", b"letters_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeadLettersRequest: _TypeAlias = ReplayDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLettersResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASES_FIELD_NUMBER: _builtins.int
+    LETTERS_LEFT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    purchases: _builtins.int
+    """Purchases queued again."""
+    letters_left: _builtins.int
+    """Letters that could not be replayed in full, and stay."""
+    @_builtins.property
+    def why(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why each of these stays, for people."""
+
+    def __init__(
+        self,
+        *,
+        purchases: _builtins.int = ...,
+        letters_left: _builtins.int = ...,
+        why: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters_left", b"letters_left", "purchases", b"purchases", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeadLettersResponse: _TypeAlias = ReplayDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class BatchReplayParkedPurchasesRequest(_message.Message):
+    """Names parked purchases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def purchase_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 250 ids."""
+
+    def __init__(
+        self,
+        *,
+        purchase_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase_ids", b"purchase_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReplayParkedPurchasesRequest: _TypeAlias = BatchReplayParkedPurchasesRequest  # noqa: Y015
+
+@_typing.final
+class ReplayParkedOutcome(_message.Message):
+    """Answer to one id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURCHASE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    purchase_id: _builtins.str
+    """The purchase."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """UNSPECIFIED: it is on its way again. Otherwise PURCHASE_NOT_FOUND, PURCHASE_NOT_PARKED, INVALID_ARGUMENT."""
+    def __init__(
+        self,
+        *,
+        purchase_id: _builtins.str = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase_id", b"purchase_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayParkedOutcome: _TypeAlias = ReplayParkedOutcome  # noqa: Y015
+
+@_typing.final
+class BatchReplayParkedPurchasesResponse(_message.Message):
+    """Answers, in the order of the ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayParkedOutcome]:
+        """One outcome per id."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___ReplayParkedOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReplayParkedPurchasesResponse: _TypeAlias = BatchReplayParkedPurchasesResponse  # noqa: Y015

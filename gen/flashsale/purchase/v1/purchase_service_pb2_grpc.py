@@ -68,10 +68,40 @@ class PurchaseServiceStub:
                 request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.CancelPurchaseRequest.SerializeToString,
                 response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.CancelPurchaseResponse.FromString,
                 _registered_method=True)
+        self.RefundPurchase = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/RefundPurchase',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseResponse.FromString,
+                _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/GetReceipt',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
         self.SummarizeSale = channel.unary_unary(
                 '/flashsale.purchase.v1.PurchaseService/SummarizeSale',
                 request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleRequest.SerializeToString,
                 response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleResponse.FromString,
+                _registered_method=True)
+        self.GetSaleStatement = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/GetSaleStatement',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/ListDeadLetters',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetters = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/ReplayDeadLetters',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.BatchReplayParkedPurchases = channel.unary_unary(
+                '/flashsale.purchase.v1.PurchaseService/BatchReplayParkedPurchases',
+                request_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesRequest.SerializeToString,
+                response_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesResponse.FromString,
                 _registered_method=True)
 
 
@@ -83,8 +113,9 @@ class PurchaseServiceServicer:
     """
 
     def CreatePurchase(self, request, context):
-        """Buys. Answered once the purchase is durable in state RESERVED; settlement follows by itself. Gathered into batches
-        with other callers' requests. SOLD_OUT, SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
+        """Buys. Answered once the purchase is durable in state RESERVED, or WAITLISTED if that was asked for; settlement
+        follows by itself. Gathered into batches with other callers' requests. SOLD_OUT, WAITLIST_FULL, NOT_ELIGIBLE,
+        SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
         PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, INVALID_ARGUMENT, OVERLOADED, UNAVAILABLE, STOCK_RECALIBRATING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,7 +152,24 @@ class PurchaseServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelPurchase(self, request, context):
-        """Cancels a purchase that no worker has claimed yet. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE.
+        """Cancels a purchase that waits in line, or that no worker has claimed yet. Idempotent; one that is cancelled never
+        comes back. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundPurchase(self, request, context):
+        """Refunds a CONFIRMED purchase in full: from then on REFUNDING, until its money is booked back and its shares are on
+        sale again, and then REFUNDED. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_REFUNDABLE, REFUND_WINDOW_OVER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceipt(self, request, context):
+        """Tells everything about one purchase: what was reserved, held, captured and given back, when, and why.
+        PURCHASE_NOT_FOUND, also when it is another user's; UNAVAILABLE when a service that knows a part of it is away.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +177,35 @@ class PurchaseServiceServicer:
 
     def SummarizeSale(self, request, context):
         """Counts a sale's purchases by state and reason, and what waits in the settlement queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSaleStatement(self, request, context):
+        """States what a sale has come to: sold, captured, refunded, and everybody who won nothing with the reason. Final once
+        the sale is CLOSED and nothing of it is under way. SALE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Lists the oldest messages that no worker can settle, and leaves them where they are. UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetters(self, request, context):
+        """Sends the oldest dead letters to their partitions again, each once. UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchReplayParkedPurchases(self, request, context):
+        """Lets the workers try parked purchases again, up to 250; each is answered by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,10 +244,40 @@ def add_PurchaseServiceServicer_to_server(servicer, server):
                     request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.CancelPurchaseRequest.FromString,
                     response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.CancelPurchaseResponse.SerializeToString,
             ),
+            'RefundPurchase': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundPurchase,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptResponse.SerializeToString,
+            ),
             'SummarizeSale': grpc.unary_unary_rpc_method_handler(
                     servicer.SummarizeSale,
                     request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleRequest.FromString,
                     response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleResponse.SerializeToString,
+            ),
+            'GetSaleStatement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSaleStatement,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetters,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersResponse.SerializeToString,
+            ),
+            'BatchReplayParkedPurchases': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReplayParkedPurchases,
+                    request_deserializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesRequest.FromString,
+                    response_serializer=flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +457,60 @@ class PurchaseService:
             _registered_method=True)
 
     @staticmethod
+    def RefundPurchase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/RefundPurchase',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.RefundPurchaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/GetReceipt',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SummarizeSale(request,
             target,
             options=(),
@@ -366,6 +527,114 @@ class PurchaseService:
             '/flashsale.purchase.v1.PurchaseService/SummarizeSale',
             flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleRequest.SerializeToString,
             flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.SummarizeSaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSaleStatement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/GetSaleStatement',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.GetSaleStatementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/ListDeadLetters',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/ReplayDeadLetters',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.ReplayDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchReplayParkedPurchases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flashsale.purchase.v1.PurchaseService/BatchReplayParkedPurchases',
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesRequest.SerializeToString,
+            flashsale_dot_purchase_dot_v1_dot_purchase__service__pb2.BatchReplayParkedPurchasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

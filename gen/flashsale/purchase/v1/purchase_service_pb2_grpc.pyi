@@ -38,8 +38,9 @@ class PurchaseServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PurchaseServiceAsyncStub: ...
     CreatePurchase: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.CreatePurchaseRequest, _purchase_service_pb2.CreatePurchaseResponse]
-    """Buys. Answered once the purchase is durable in state RESERVED; settlement follows by itself. Gathered into batches
-    with other callers' requests. SOLD_OUT, SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
+    """Buys. Answered once the purchase is durable in state RESERVED, or WAITLISTED if that was asked for; settlement
+    follows by itself. Gathered into batches with other callers' requests. SOLD_OUT, WAITLIST_FULL, NOT_ELIGIBLE,
+    SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
     PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, INVALID_ARGUMENT, OVERLOADED, UNAVAILABLE, STOCK_RECALIBRATING.
     """
     BatchCreatePurchases: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.BatchCreatePurchasesRequest, _purchase_service_pb2.BatchCreatePurchasesResponse]
@@ -53,9 +54,29 @@ class PurchaseServiceStub:
     PURCHASE_NOT_FOUND.
     """
     CancelPurchase: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.CancelPurchaseRequest, _purchase_service_pb2.CancelPurchaseResponse]
-    """Cancels a purchase that no worker has claimed yet. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE."""
+    """Cancels a purchase that waits in line, or that no worker has claimed yet. Idempotent; one that is cancelled never
+    comes back. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE.
+    """
+    RefundPurchase: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.RefundPurchaseRequest, _purchase_service_pb2.RefundPurchaseResponse]
+    """Refunds a CONFIRMED purchase in full: from then on REFUNDING, until its money is booked back and its shares are on
+    sale again, and then REFUNDED. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_REFUNDABLE, REFUND_WINDOW_OVER.
+    """
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.GetReceiptRequest, _purchase_service_pb2.GetReceiptResponse]
+    """Tells everything about one purchase: what was reserved, held, captured and given back, when, and why.
+    PURCHASE_NOT_FOUND, also when it is another user's; UNAVAILABLE when a service that knows a part of it is away.
+    """
     SummarizeSale: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.SummarizeSaleRequest, _purchase_service_pb2.SummarizeSaleResponse]
     """Counts a sale's purchases by state and reason, and what waits in the settlement queue."""
+    GetSaleStatement: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.GetSaleStatementRequest, _purchase_service_pb2.GetSaleStatementResponse]
+    """States what a sale has come to: sold, captured, refunded, and everybody who won nothing with the reason. Final once
+    the sale is CLOSED and nothing of it is under way. SALE_NOT_FOUND.
+    """
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.ListDeadLettersRequest, _purchase_service_pb2.ListDeadLettersResponse]
+    """Lists the oldest messages that no worker can settle, and leaves them where they are. UNAVAILABLE."""
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.ReplayDeadLettersRequest, _purchase_service_pb2.ReplayDeadLettersResponse]
+    """Sends the oldest dead letters to their partitions again, each once. UNAVAILABLE."""
+    BatchReplayParkedPurchases: _grpc.UnaryUnaryMultiCallable[_purchase_service_pb2.BatchReplayParkedPurchasesRequest, _purchase_service_pb2.BatchReplayParkedPurchasesResponse]
+    """Lets the workers try parked purchases again, up to 250; each is answered by itself."""
 
 @_typing.type_check_only
 class PurchaseServiceAsyncStub(PurchaseServiceStub):
@@ -67,8 +88,9 @@ class PurchaseServiceAsyncStub(PurchaseServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePurchase: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.CreatePurchaseRequest, _purchase_service_pb2.CreatePurchaseResponse]  # type: ignore[assignment]
-    """Buys. Answered once the purchase is durable in state RESERVED; settlement follows by itself. Gathered into batches
-    with other callers' requests. SOLD_OUT, SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
+    """Buys. Answered once the purchase is durable in state RESERVED, or WAITLISTED if that was asked for; settlement
+    follows by itself. Gathered into batches with other callers' requests. SOLD_OUT, WAITLIST_FULL, NOT_ELIGIBLE,
+    SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
     PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, INVALID_ARGUMENT, OVERLOADED, UNAVAILABLE, STOCK_RECALIBRATING.
     """
     BatchCreatePurchases: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.BatchCreatePurchasesRequest, _purchase_service_pb2.BatchCreatePurchasesResponse]  # type: ignore[assignment]
@@ -82,9 +104,29 @@ class PurchaseServiceAsyncStub(PurchaseServiceStub):
     PURCHASE_NOT_FOUND.
     """
     CancelPurchase: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.CancelPurchaseRequest, _purchase_service_pb2.CancelPurchaseResponse]  # type: ignore[assignment]
-    """Cancels a purchase that no worker has claimed yet. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE."""
+    """Cancels a purchase that waits in line, or that no worker has claimed yet. Idempotent; one that is cancelled never
+    comes back. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE.
+    """
+    RefundPurchase: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.RefundPurchaseRequest, _purchase_service_pb2.RefundPurchaseResponse]  # type: ignore[assignment]
+    """Refunds a CONFIRMED purchase in full: from then on REFUNDING, until its money is booked back and its shares are on
+    sale again, and then REFUNDED. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_REFUNDABLE, REFUND_WINDOW_OVER.
+    """
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.GetReceiptRequest, _purchase_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """Tells everything about one purchase: what was reserved, held, captured and given back, when, and why.
+    PURCHASE_NOT_FOUND, also when it is another user's; UNAVAILABLE when a service that knows a part of it is away.
+    """
     SummarizeSale: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.SummarizeSaleRequest, _purchase_service_pb2.SummarizeSaleResponse]  # type: ignore[assignment]
     """Counts a sale's purchases by state and reason, and what waits in the settlement queue."""
+    GetSaleStatement: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.GetSaleStatementRequest, _purchase_service_pb2.GetSaleStatementResponse]  # type: ignore[assignment]
+    """States what a sale has come to: sold, captured, refunded, and everybody who won nothing with the reason. Final once
+    the sale is CLOSED and nothing of it is under way. SALE_NOT_FOUND.
+    """
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.ListDeadLettersRequest, _purchase_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Lists the oldest messages that no worker can settle, and leaves them where they are. UNAVAILABLE."""
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.ReplayDeadLettersRequest, _purchase_service_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
+    """Sends the oldest dead letters to their partitions again, each once. UNAVAILABLE."""
+    BatchReplayParkedPurchases: _aio.UnaryUnaryMultiCallable[_purchase_service_pb2.BatchReplayParkedPurchasesRequest, _purchase_service_pb2.BatchReplayParkedPurchasesResponse]  # type: ignore[assignment]
+    """Lets the workers try parked purchases again, up to 250; each is answered by itself."""
 
 class PurchaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sells shares. A purchase's id is a UUIDv8 made of (user_id, sale_id, request_id), so the same request is the
@@ -99,8 +141,9 @@ class PurchaseServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _purchase_service_pb2.CreatePurchaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_purchase_service_pb2.CreatePurchaseResponse, _abc.Awaitable[_purchase_service_pb2.CreatePurchaseResponse]]:
-        """Buys. Answered once the purchase is durable in state RESERVED; settlement follows by itself. Gathered into batches
-        with other callers' requests. SOLD_OUT, SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
+        """Buys. Answered once the purchase is durable in state RESERVED, or WAITLISTED if that was asked for; settlement
+        follows by itself. Gathered into batches with other callers' requests. SOLD_OUT, WAITLIST_FULL, NOT_ELIGIBLE,
+        SALE_NOT_OPEN, SALE_NOT_FOUND, USER_LIMIT_REACHED,
         PURCHASE_LIMIT_EXCEEDED, REQUEST_ID_REUSED, INVALID_ARGUMENT, OVERLOADED, UNAVAILABLE, STOCK_RECALIBRATING.
         """
 
@@ -144,7 +187,29 @@ class PurchaseServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _purchase_service_pb2.CancelPurchaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_purchase_service_pb2.CancelPurchaseResponse, _abc.Awaitable[_purchase_service_pb2.CancelPurchaseResponse]]:
-        """Cancels a purchase that no worker has claimed yet. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE."""
+        """Cancels a purchase that waits in line, or that no worker has claimed yet. Idempotent; one that is cancelled never
+        comes back. PURCHASE_NOT_FOUND, PURCHASE_NOT_CANCELLABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundPurchase(
+        self,
+        request: _purchase_service_pb2.RefundPurchaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.RefundPurchaseResponse, _abc.Awaitable[_purchase_service_pb2.RefundPurchaseResponse]]:
+        """Refunds a CONFIRMED purchase in full: from then on REFUNDING, until its money is booked back and its shares are on
+        sale again, and then REFUNDED. Idempotent. PURCHASE_NOT_FOUND, PURCHASE_NOT_REFUNDABLE, REFUND_WINDOW_OVER.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _purchase_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.GetReceiptResponse, _abc.Awaitable[_purchase_service_pb2.GetReceiptResponse]]:
+        """Tells everything about one purchase: what was reserved, held, captured and given back, when, and why.
+        PURCHASE_NOT_FOUND, also when it is another user's; UNAVAILABLE when a service that knows a part of it is away.
+        """
 
     @_abc_1.abstractmethod
     def SummarizeSale(
@@ -153,5 +218,39 @@ class PurchaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_purchase_service_pb2.SummarizeSaleResponse, _abc.Awaitable[_purchase_service_pb2.SummarizeSaleResponse]]:
         """Counts a sale's purchases by state and reason, and what waits in the settlement queue."""
+
+    @_abc_1.abstractmethod
+    def GetSaleStatement(
+        self,
+        request: _purchase_service_pb2.GetSaleStatementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.GetSaleStatementResponse, _abc.Awaitable[_purchase_service_pb2.GetSaleStatementResponse]]:
+        """States what a sale has come to: sold, captured, refunded, and everybody who won nothing with the reason. Final once
+        the sale is CLOSED and nothing of it is under way. SALE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _purchase_service_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_purchase_service_pb2.ListDeadLettersResponse]]:
+        """Lists the oldest messages that no worker can settle, and leaves them where they are. UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _purchase_service_pb2.ReplayDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.ReplayDeadLettersResponse, _abc.Awaitable[_purchase_service_pb2.ReplayDeadLettersResponse]]:
+        """Sends the oldest dead letters to their partitions again, each once. UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def BatchReplayParkedPurchases(
+        self,
+        request: _purchase_service_pb2.BatchReplayParkedPurchasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_purchase_service_pb2.BatchReplayParkedPurchasesResponse, _abc.Awaitable[_purchase_service_pb2.BatchReplayParkedPurchasesResponse]]:
+        """Lets the workers try parked purchases again, up to 250; each is answered by itself."""
 
 def add_PurchaseServiceServicer_to_server(servicer: PurchaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
