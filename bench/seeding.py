@@ -39,15 +39,14 @@ class Seeded:
     funds_minor: dict[str, int]
     """What each user had before the sale."""
 
+    def can_pay(self, user_id: str) -> bool:
+        """Whether a user had the money for one share."""
+        return self.funds_minor[user_id] >= self.price_minor
+
     @property
     def funded(self) -> int:
         """How many users can pay for one share."""
-        return sum(1 for amount in self.funds_minor.values() if amount >= self.price_minor)
-
-    @property
-    def confirmed_expected(self) -> int:
-        """How many must own a share in the end."""
-        return min(self.shares, self.funded)
+        return sum(1 for user_id in self.funds_minor if self.can_pay(user_id))
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -103,10 +102,29 @@ def tokens_of(secret: str, users: Sequence[str]) -> dict[str, str]:
     return {user: issue(secret, user, _TOKEN_TTL_S) for user in users}
 
 
+def waiters(is_poor: Sequence[bool], wait: float) -> list[bool]:
+    """Who of the users joins the waitlist, such that the part ``wait`` (0 to 1) does of the poor and of the others
+    alike, evenly spread among each."""
+    seen = [0, 0]
+    waits = []
+    for poor in is_poor:
+        waits.append(is_among(seen[poor], wait))
+        seen[poor] += 1
+    return waits
+
+
 async def seed(
-    clients: Clients, secret: str, *, users: int, shares: int, poor: float, price_minor: int = 2500
+    clients: Clients,
+    secret: str,
+    *,
+    users: int,
+    shares: int,
+    poor: float,
+    wait: float = 0.0,
+    price_minor: int = 2500,
 ) -> Seeded:
-    """Prepares a sale with ``users`` users of which the part ``poor`` (0 to 1) cannot pay.
+    """Prepares a sale with ``users`` users of which the part ``poor`` (0 to 1) cannot pay, and the part ``wait`` asks
+    to join the waitlist if there is no share.
 
     Raises SeedingError, also for a service that stays away.
     """
@@ -120,5 +138,9 @@ async def seed(
         sale_id = await open_sale(clients, f"Sale {run}", shares, price_minor)
     except DomainError as error:
         raise SeedingError(f"the sale could not be prepared: {error.reason_name}: {error.message}") from error
-    buyers = tuple(Buyer(name, token, f"{name}-buy") for name, token in tokens_of(secret, names).items())
+    waits = waiters([is_among(index, poor) for index in range(users)], wait)
+    buyers = tuple(
+        Buyer(name, token, f"{name}-buy", in_line)
+        for (name, token), in_line in zip(tokens_of(secret, names).items(), waits, strict=True)
+    )
     return Seeded(sale_id, shares, price_minor, buyers, funds)

@@ -1,4 +1,4 @@
-"""Checks the promises I1 to I7 over all sales: `python -m bench.audit`. Harmless, and right in the middle of a sale.
+"""Checks the promises I1 to I8 over all sales: `python -m bench.audit`. Harmless, and right in the middle of a sale.
 
 Looks through the services' RPCs only. What looks broken is looked at again, and counts only if it stays: things of
 three databases are read one after the other while the sale goes on. Exit code 0: every promise kept; 1: one is broken,
@@ -16,7 +16,8 @@ import uvloop
 
 from bench.audit.data import Look
 from bench.audit.fetch import look
-from bench.audit.rules import UNFINISHED, Violation, check, is_at_rest, persisting, sales_in_flight
+from bench.audit.rules import UNFINISHED, check, is_at_rest, persisting, sales_in_flight
+from bench.audit.violation import Violation
 from bench.clients import Clients, open_clients
 from mesh.errors import DomainError
 from stack import environment
@@ -34,6 +35,7 @@ PROMISES = {
     "I5": "one request, one purchase",
     "I6": "stock adds up",
     "I7": "no unit is lost to everybody",
+    "I8": "first come, first served",
 }
 
 
@@ -69,17 +71,23 @@ def figures(seen: Look) -> dict[str, str]:
     in_flight = sales_in_flight(seen)
     at_rest = sum(1 for sale in seen.sales if is_at_rest(sale, in_flight))
     ended = states["FAILED"] + states["CANCELLED"]
+    refunded = f", {states['REFUNDED']:,} refunded" if states["REFUNDED"] else ""
+    in_line = f", {states['WAITLISTED']:,} in line" if states["WAITLISTED"] else ""
+    line = Counter(item.state for sale in seen.sales for item in sale.line)
     unfinished = sum(states[state] for state in UNFINISHED)
     parked = f", {states['PARKED']} parked for an operator" if states["PARKED"] else ""
     available = sum(sale.gate_after.available for sale in seen.sales if sale.gate_after is not None)
     return {
         "I1": f"{sold:,} of {total:,} shares sold in {len(seen.sales)} sales",
-        "I2": f"{states['CONFIRMED']:,} confirmed with {captured:,} captures, {ended:,} failed or cancelled without",
+        "I2": f"{states['CONFIRMED']:,} confirmed with {captured:,} captures{refunded}, {ended:,} failed or cancelled"
+        " without",
         "I3": f"{len(seen.accounts):,} accounts, {sum(item.held_sum_minor for item in seen.totals):,} cents held",
-        "I4": f"{len(seen.purchases):,} purchases, {unfinished:,} unfinished{parked}",
+        "I4": f"{len(seen.purchases):,} purchases, {unfinished:,} unfinished{in_line}{parked}",
         "I5": f"{len(seen.purchases):,} ids recomputed, reservations compared",
         "I6": f"{at_rest} sales at rest compared gate to book, {len(seen.sales) - at_rest} not at rest",
         "I7": f"{available:,} units on sale in the gate",
+        "I8": f"{line['PROMOTED']:,} promoted in the order of their tickets, {line['LEFT']:,} left,"
+        f" {line['CLOSED']:,} waited in vain, {line['WAITING']:,} waiting",
     }
 
 

@@ -15,7 +15,7 @@ class Purchase(NamedTuple):
     amount_minor: int
     currency_code: str
     state: str
-    """RESERVED, SETTLING, CONFIRMED, FAILED, CANCELLED or PARKED."""
+    """WAITLISTED, RESERVED, SETTLING, CONFIRMED, FAILED, CANCELLED, PARKED, REFUNDING or REFUNDED."""
     reason: str
     share_numbers: tuple[int, ...]
     update_s: float
@@ -34,6 +34,24 @@ class Reservation(NamedTuple):
     """RESERVED, SOLD or RELEASED."""
     share_numbers: tuple[int, ...]
     create_s: float
+
+
+class InLine(NamedTuple):
+    """A request that joined a sale's waitlist."""
+
+    reservation_id: str
+    user_id: str
+    request_id: str
+    quantity: int
+    ticket: int
+    state: str
+    """WAITING, PROMOTED, LEFT or CLOSED."""
+    decision_number: int
+    """Of two of a sale the one with more was decided later; 0 while it waits."""
+    end_s: float
+    """When it was decided, seconds since 1970; 0 while it waits."""
+    told_place: int | None = None
+    """Its place in line as it was told after the whole line had been read; None: it was not asked for."""
 
 
 class Hold(NamedTuple):
@@ -76,6 +94,7 @@ class Stock(NamedTuple):
     sold: int
     total: int
     open: bool = True
+    waiting: int = 0
 
 
 class Totals(NamedTuple):
@@ -105,6 +124,9 @@ class SaleLook:
     book: Stock
     reservations: tuple[Reservation, ...]
     entries: tuple[Entry, ...]
+    line: tuple[InLine, ...] = ()
+    """By ticket. Read before the reservations."""
+    overtaking_allowed: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,18 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
-from bench.audit.data import Account, Entry, Hold, Look, Purchase, Reservation, SaleLook, Stock, Totals
+from bench.audit.data import Account, Entry, Hold, InLine, Look, Purchase, Reservation, SaleLook, Stock, Totals
 from bench.clients import Clients, call, pages
 from mesh.errors import DomainError, reason_name
 
 #: Sales looked at side by side.
 _SALES_AT_ONCE = 4
+#: Most of a line who are asked for their places, evenly spread over it: as many as one call takes.
+_PLACES_MAX = 1_000
 #: How long a gate may be away before the look goes on without its reading, seconds.
 _GATE_PATIENCE_S = 5.0
+#: States of a sale whose gate must be there.
+_IN_SERVICE = (inventory.SALE_STATE_OPEN, inventory.SALE_STATE_SOLD_OUT, inventory.SALE_STATE_PAUSED)
 _GATE_AWAY = (ErrorReason.ERROR_REASON_UNAVAILABLE, ErrorReason.ERROR_REASON_STOCK_RECALIBRATING)
 
 
@@ -77,6 +81,37 @@ async def _reservations(clients: Clients, sale_id: str) -> tuple[Reservation, ..
     return tuple(found)
 
 
+async def _line(clients: Clients, sale_id: str) -> tuple[InLine, ...]:
+    """The whole line, and then the places that some of those who wait are told."""
+    found = []
+    async for page in pages(clients.inventory.ListWaitlist, inventory.ListWaitlistRequest(sale_id=sale_id)):
+        found += [
+            InLine(
+                item.reservation_id,
+                item.user_id,
+                item.request_id,
+                item.quantity,
+                item.ticket,
+                _name(inventory.WaitlistState, "WAITLIST_STATE_", item.state),
+                item.decision_number,
+                _seconds(item.end_time),
+            )
+            for item in page.entries
+        ]
+    return await _with_places(clients, found)
+
+
+async def _with_places(clients: Clients, line: list[InLine]) -> tuple[InLine, ...]:
+    waiting = [item.reservation_id for item in line if item.state == "WAITING"]
+    if not waiting:
+        return tuple(line)
+    step = -(-len(waiting) // _PLACES_MAX)
+    request = inventory.BatchGetWaitlistPositionsRequest(reservation_ids=waiting[::step])
+    answer = await call(clients.inventory.BatchGetWaitlistPositions, request)
+    places = {item.reservation_id: item.position for item in answer.positions}
+    return tuple(item._replace(told_place=places.get(item.reservation_id)) for item in line)
+
+
 async def _holds(clients: Clients) -> tuple[Hold, ...]:
     found = []
     async for page in pages(clients.balance.ListHolds, balance.ListHoldsRequest()):
@@ -120,15 +155,16 @@ async def _accounts(clients: Clients) -> tuple[Account, ...]:
     return tuple(found)
 
 
-def _stock(reading: inventory.Stock) -> Stock:
-    return Stock(reading.available, reading.reserved, reading.sold, reading.total, reading.open)
+def stock_of(reading: inventory.Stock) -> Stock:
+    """A reading as an audit sees it."""
+    return Stock(reading.available, reading.reserved, reading.sold, reading.total, reading.open, reading.waiting)
 
 
 async def read_gate(clients: Clients, sale_id: str, patience_s: float = _GATE_PATIENCE_S) -> Stock | None:
     """The gate's reading; None when it gave none for ``patience_s`` seconds. Raises DomainError for all else."""
     request = inventory.GetStockRequest(sale_id=sale_id, source=inventory.STOCK_SOURCE_GATE)
     try:
-        return _stock((await call(clients.inventory.GetStock, request, patience_s=patience_s)).stock)
+        return stock_of((await call(clients.inventory.GetStock, request, patience_s=patience_s)).stock)
     except DomainError as error:
         if error.reason in _GATE_AWAY:
             return None
@@ -137,8 +173,9 @@ async def read_gate(clients: Clients, sale_id: str, patience_s: float = _GATE_PA
 
 async def _sale(clients: Clients, sale: inventory.Sale) -> SaleLook:
     # A gate that nobody may buy at any more need not be there; do not wait for it.
-    patience_s = _GATE_PATIENCE_S if sale.state in (inventory.SALE_STATE_OPEN, inventory.SALE_STATE_PAUSED) else 0.0
+    patience_s = _GATE_PATIENCE_S if sale.state in _IN_SERVICE else 0.0
     before = await read_gate(clients, sale.sale_id, patience_s)
+    line = await _line(clients, sale.sale_id)
     reservations, entries = await asyncio.gather(_reservations(clients, sale.sale_id), _entries(clients, sale.sale_id))
     request = inventory.GetStockRequest(sale_id=sale.sale_id, source=inventory.STOCK_SOURCE_BOOK)
     book = await call(clients.inventory.GetStock, request)
@@ -151,9 +188,11 @@ async def _sale(clients: Clients, sale: inventory.Sale) -> SaleLook:
         total=sale.total,
         gate_before=before,
         gate_after=await read_gate(clients, sale.sale_id, patience_s),
-        book=_stock(book.stock),
+        book=stock_of(book.stock),
         reservations=reservations,
         entries=entries,
+        line=line,
+        overtaking_allowed=sale.overtaking_allowed,
     )
 
 

@@ -1,10 +1,11 @@
-"""The promises I1 to I7 as plain functions over what an audit saw. Pure.
+"""The promises I1 to I7 as plain functions over what an audit saw; I8 is in bench.audit.line_rules. Pure.
 
 Purchases, reservations and holds live in three databases and are read one after the other while the sale goes on, so a
 single look can show a difference that never was. Three things keep the audit honest in the middle of a sale:
 
-* Purchases are read first. A final purchase never changes again, so what it demands of its reservation and its hold
-  binds in every look.
+* Purchases are read first. What ended without shares never changes again, so what it demands of its reservation and
+  its hold binds in every look; a confirmed one changes once at most, when it is refunded, and is then seen so in the
+  next look.
 * What a purchase, reservation or hold may still be doing (settling, cleaning up) counts only once it is older than any
   such work lives.
 * Gate against book, and book against the list of reservations, are compared only at rest: nothing reserved, held or
@@ -15,9 +16,10 @@ What is left is suspected, not found: ``Violation.patience_s`` tells for how lon
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from bench.audit.data import Hold, Look, Purchase, Reservation, SaleLook, Stock
+from bench.audit.line_rules import check_line
+from bench.audit.violation import Violation
 from mesh.identity import purchase_id
 
 #: Age from which nothing may be left open by a purchase that ended, or without a purchase, seconds: the sweeper's and
@@ -31,31 +33,10 @@ LIMBO_S = 40.0
 #: For how long a sale's gate may be closed by recalibration, seconds.
 GATE_AWAY_S = 15.0
 
-UNFINISHED = frozenset({"RESERVED", "SETTLING"})
+UNFINISHED = frozenset({"RESERVED", "SETTLING", "REFUNDING"})
 ENDED_WITHOUT = frozenset({"FAILED", "CANCELLED"})
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A promise that looks broken."""
-
-    promise: str
-    """I1 to I7."""
-    code: str
-    """What kind of breach, for comparing looks."""
-    subject: str
-    """Which sale, purchase, account or transfer."""
-    detail: str
-    patience_s: float = 1.0
-    """It counts once it has been seen in every look for so many seconds."""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """The same in two looks if it is the same breach of the same thing."""
-        return (self.promise, self.code, self.subject)
-
-    def __str__(self) -> str:
-        return f"{self.promise} {self.subject}: {self.detail}"
+#: What the Balance Service names the transfer by which a hold's money is booked back.
+_REVERSAL = "reversal:"
 
 
 def check(look: Look) -> list[Violation]:
@@ -69,6 +50,7 @@ def check(look: Look) -> list[Violation]:
         check_identity,
         check_stock,
         check_sellable,
+        check_line,
     )
     return [violation for one in checks for violation in one(look)]
 
@@ -122,8 +104,9 @@ def check_outcomes(look: Look) -> list[Violation]:
     paid: dict[str, int] = {}
     for sale in look.sales:
         for entry in sale.entries:
-            booked.setdefault(entry.transfer_id, []).append(entry.kind)
-            paid[entry.transfer_id] = paid.get(entry.transfer_id, 0) + entry.amount_minor
+            hold_id = entry.transfer_id.removeprefix(_REVERSAL)
+            booked.setdefault(hold_id, []).append(entry.kind)
+            paid[hold_id] = paid.get(hold_id, 0) + entry.amount_minor
     sales = {sale.sale_id: sale for sale in look.sales}
     found = []
     for purchase in look.purchases:
@@ -138,6 +121,15 @@ def check_outcomes(look: Look) -> list[Violation]:
                 *_wrong_booking(purchase, booked.get(key, []), paid.get(key, 0)),
             ]
             found += [Violation("I2", code, key, f"CONFIRMED, but {text}") for code, text in reasons]
+        elif purchase.state == "REFUNDED":
+            reasons = _wrong_refund(purchase, reservation, hold, booked.get(key, []), paid.get(key, 0))
+            found += [Violation("I2", code, key, f"REFUNDED, but {text}") for code, text in reasons]
+        elif purchase.state == "REFUNDING":
+            reasons = _wrong_order(reservation, hold)
+            found += [Violation("I2", code, key, f"REFUNDING, but {text}") for code, text in reasons]
+        elif purchase.state == "WAITLISTED":
+            reasons = _served_already(reservation, hold)
+            found += [Violation("I2", code, key, f"WAITLISTED, but {text}", CLEANUP_S) for code, text in reasons]
         elif purchase.state in ENDED_WITHOUT:
             old = look.now_s - purchase.update_s > CLEANUP_S
             found += _left_open(purchase, reservation, hold, paid.get(key, 0), old)
@@ -179,6 +171,41 @@ def _wrong_booking(purchase: Purchase, booked: list[str], paid: int) -> list[tup
         return []
     kinds = " and ".join(booked) or "no entries"
     return [("booking", f"the sale's account has {kinds} of {paid} for its {purchase.amount_minor}")]
+
+
+def _wrong_refund(
+    purchase: Purchase, reservation: Reservation | None, hold: Hold | None, booked: list[str], paid: int
+) -> list[tuple[str, str]]:
+    found = []
+    if hold is None or hold.state != "REVERSED":
+        found.append(("not reversed", f"its hold is {hold.state if hold else 'not there'}"))
+    if sorted(booked) != ["CAPTURE", "REVERSAL"] or paid != 0:
+        kinds = " and ".join(booked) or "no entries"
+        found.append(("refund booking", f"the sale's account has {kinds} and keeps {paid}"))
+    if reservation is None or reservation.state != "RELEASED":
+        found.append(("refunded shares", f"its reservation is {reservation.state if reservation else 'not there'}"))
+    if purchase.share_numbers:
+        found.append(("refunded numbers", f"it names shares {_short(purchase.share_numbers)}"))
+    return found
+
+
+def _wrong_order(reservation: Reservation | None, hold: Hold | None) -> list[tuple[str, str]]:
+    """The money goes back before the shares do."""
+    if hold is None or hold.state not in ("CAPTURED", "REVERSED"):
+        return [("refund without capture", f"its hold is {hold.state if hold else 'not there'}")]
+    if hold.state == "CAPTURED" and (reservation is None or reservation.state != "SOLD"):
+        return [("shares before money", f"its reservation is {reservation.state if reservation else 'not there'}")]
+    return []
+
+
+def _served_already(reservation: Reservation | None, hold: Hold | None) -> list[tuple[str, str]]:
+    """Whoever has been promoted is told so well before it is settled."""
+    found = []
+    if reservation is not None and reservation.state == "SOLD":
+        found.append(("waits and owns", "its reservation is SOLD"))
+    if hold is not None:
+        found.append(("waits and pays", f"its hold is {hold.state}"))
+    return found
 
 
 def _left_open(
@@ -248,7 +275,8 @@ def check_money(look: Look) -> list[Violation]:
 
 
 def check_progress(look: Look) -> list[Violation]:
-    """I4: nothing accepted stays unfinished. PARKED waits for an operator and is none. Binds by age."""
+    """I4: nothing accepted stays unfinished. PARKED waits for an operator and WAITLISTED in line: they are none. Binds
+    by age."""
     unfinished = [item for item in look.purchases if item.state in UNFINISHED]
     patience_s = UNFINISHED_S + len(unfinished) / look.settlement_rate_per_s
     return [
@@ -331,6 +359,9 @@ def check_stock(look: Look) -> list[Violation]:
         gate, book = sale.gate_after, sale.book
         if gate[:4] != book[:4]:
             found.append(Violation("I6", "gate and book", sale.sale_id, f"gate {gate[:4]}, book {book[:4]}"))
+        if gate.waiting != book.waiting:
+            text = f"{gate.waiting} wait by the gate, {book.waiting} by the book"
+            found.append(Violation("I6", "line of gate and book", sale.sale_id, text))
         units = sum(item.quantity for item in sold_reservations(sale))
         if units != book.sold:
             found.append(Violation("I6", "book and list", sale.sale_id, f"{units} units sold, book says {book.sold}"))
@@ -344,11 +375,12 @@ def check_sellable(look: Look) -> list[Violation]:
     for sale in look.sales:
         gate = sale.gate_after
         if gate is None:
-            if sale.state in ("OPEN", "PAUSED"):
+            if sale.state in ("OPEN", "SOLD_OUT", "PAUSED"):
                 found.append(Violation("I7", "no gate", sale.sale_id, "the gate gives no reading", GATE_AWAY_S))
             continue
-        if sale.state == "OPEN" and not gate.open:
-            found.append(Violation("I7", "gate shut", sale.sale_id, "OPEN, but its gate takes nobody", GATE_AWAY_S))
+        if sale.state in ("OPEN", "SOLD_OUT") and not gate.open:
+            text = f"{sale.state}, but its gate takes nobody"
+            found.append(Violation("I7", "gate shut", sale.sale_id, text, GATE_AWAY_S))
         if gate.reserved != 0 and sale.sale_id not in in_flight:
             text = f"{gate.reserved} units reserved in the gate and nothing in flight"
             found.append(Violation("I7", "limbo", sale.sale_id, text, LIMBO_S))

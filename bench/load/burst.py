@@ -83,7 +83,8 @@ class Burst:
 
     After 429, 503, 504 or a broken connection a buyer repeats the same request with the same key, at most
     ``attempts_max`` sends a wave. Buyers refused SOLD_OUT wait for ``on_stock`` and then try again with the same key,
-    about as many at a time as there are units, first refused first. With ``offered_per_s`` they arrive one by one.
+    about as many at a time as there are units, first refused first; those in line never need to. With
+    ``offered_per_s`` they arrive one by one.
     """
 
     def __init__(self, plan: LoadPlan) -> None:
@@ -106,6 +107,8 @@ class Burst:
         self._first_sent, self._first_answered = [0.0] * count, [0.0] * count
         self._attempts, self._wave_attempts = [0] * count, [0] * count
         self._purchase_ids = [""] * count
+        #: Place in line by buyer, for those who were told that they wait.
+        self._places: dict[int, int] = {}
         self._over_for: set[int] = set()
         self._answered = self._accepted = self._shed = self._errors = 0
         self._error_kinds: Counter[str] = Counter()
@@ -247,6 +250,8 @@ class Burst:
         facts = facts_of(answer.body)
         if answer.status == 202:
             self._purchase_ids[buyer] = facts.purchase_id
+            if facts.state == "WAITLISTED":
+                self._places[buyer] = facts.waitlist_position
             self._settle(buyer, 202, "")
         elif answer.status == 409:
             self._settle(buyer, 409, facts.reason)
@@ -320,7 +325,8 @@ class Burst:
             at=time.monotonic(),
             event=event,
             answered=self._answered,
-            accepted=self._accepted,
+            accepted=self._accepted - len(self._places),
+            waitlisted=len(self._places),
             sold_out=len(self._hoping),
             shed_429=self._shed,
             errors=self._errors,
@@ -341,6 +347,8 @@ class Burst:
                 self._reason[i],
                 self._attempts[i],
                 self._purchase_ids[i],
+                i in self._places,
+                self._places.get(i, 0),
             )
             for i in range(len(self._requests))
         ]

@@ -43,6 +43,8 @@ class Facts(msgspec.Struct, frozen=True):
     reason: str = ""
     retry_after_ms: int = 0
     purchase_id: str = ""
+    state: str = ""
+    waitlist_position: int = 0
 
 
 _decode_facts = msgspec.json.Decoder(Facts).decode
@@ -75,7 +77,7 @@ def cut_answer(data: bytes) -> Answer | None:
 
 @lru_cache(maxsize=1024)
 def facts_of(body: bytes) -> Facts:
-    """Reason, delay and purchase id named by a body; empty ones when it is no such JSON object."""
+    """Reason, delay, purchase and place in line named by a body; empty ones when it is no such JSON object."""
     try:
         return _decode_facts(body)
     except msgspec.MsgspecError:

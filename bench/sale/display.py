@@ -20,12 +20,13 @@ _BAR_WIDTH = 40
 def plain_line(now: Following, users: int, shares: int) -> str:
     """The state of the sale in one line."""
     stock = f"{now.stock.available:,}" if now.stock else "-"
+    waiting = f"{now.stock.waiting:,}" if now.stock else "-"
     progress = now.progress
     return (
         f"{max(0.0, time.monotonic() - now.started_at):6.1f} s  answered {progress.answered:,}/{users:,}"
-        f"  accepted {progress.accepted:,}  sold out {progress.sold_out:,}  429s {progress.shed_429:,}"
-        f"  errors {progress.errors:,}  stock {stock}  confirmed {now.confirmed:,}/{shares:,}"
-        f"  settled {now.settled:,}  queued {now.queued_messages:,}"
+        f"  accepted {progress.accepted:,}  in line {waiting}/{progress.waitlisted:,}  sold out {progress.sold_out:,}"
+        f"  429s {progress.shed_429:,}  errors {progress.errors:,}  stock {stock}"
+        f"  confirmed {now.confirmed:,}/{shares:,}  settled {now.settled:,}  queued {now.queued_messages:,}"
     )
 
 
@@ -60,12 +61,13 @@ class Display:
 
     def _table(self, now: Following) -> Table:
         progress = now.progress
-        available = now.stock.available if now.stock else 0
+        available, waiting = (now.stock.available, now.stock.waiting) if now.stock else (0, 0)
         table = Table.grid(padding=(0, 2))
         for label, value, total in (
             ("answered", progress.answered, self._users),
             ("accepted", progress.accepted, self._users),
             ("refused, sold out", progress.sold_out, self._users),
+            ("waiting in line", waiting, max(progress.waitlisted, 1)),
             ("stock left", available, self._shares),
             ("settled", now.settled, max(now.purchases, 1)),
             ("confirmed", now.confirmed, self._shares),

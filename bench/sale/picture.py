@@ -19,8 +19,14 @@ _BINS = 60
 def _answers(axes: Axes, end: SaleEnd) -> None:
     """First answers by kind over the burst, from each buyer's own clock: exact, not sampled."""
     burst_s = end.load.burst_wall_s
-    for status, label, colour in ((202, "accepted (202)", _GREEN), (409, "sold out (409)", _GREY)):
-        times = sorted(item.answered_at_s for item in end.load.buyers if item.first_status == status)
+    for status, waits, label, colour in (
+        (202, False, "accepted (202)", _GREEN),
+        (202, True, "in line (202)", _BLUE),
+        (409, False, "sold out (409)", _GREY),
+    ):
+        times = sorted(
+            item.answered_at_s for item in end.load.buyers if item.first_status == status and item.waitlisted is waits
+        )
         if times:
             counts = [*range(len(times) + 1), len(times)]
             axes.step([0.0, *times, burst_s], counts, where="post", label=f"{label}: {len(times):,}", color=colour)
@@ -42,6 +48,8 @@ def _stock(axes: Axes, end: SaleEnd) -> None:
     axes.plot(times, [item.available for item in samples], label="on sale", color=_BLUE)
     axes.plot(times, [item.reserved for item in samples], label="reserved, being settled", color=_ORANGE)
     axes.plot(times, [item.sold for item in samples], label="sold", color=_GREEN)
+    if any(item.waiting for item in samples):
+        axes.plot(times, [item.waiting for item in samples], label="waiting in line", color=_GREY)
     axes.plot(times, [item.settled for item in samples], label="purchases settled", color="black", linestyle="--")
     rate = end.balance_rate_max_per_s
     axes.set_title(f"Stock and settlement: {end.now.settle_wall_s:.1f} s, at most {rate:,} purchases in a second")

@@ -1,7 +1,10 @@
 """Runs a whole flash sale against the running stack and judges it: `python -m bench.sale`.
 
-Settings from the environment: USERS, SHARES, POOR (part of the users who cannot pay, 0 to 1), RATE (the settlement rate
-that the workers were started with). Writes reports/sale.json and reports/sale.png. Exit code 0: every promise kept.
+Settings from the environment: USERS, SHARES, POOR (part of the users who cannot pay, 0 to 1), WAIT (part of the users
+who join the waitlist when there is no share; with 0 the refused try again when one comes back), REFUND (part of the
+owners who ask for their money back), RATE (the settlement rate that the workers were started with). The sale is closed
+in the end, so that the line ends clearly. Writes reports/sale.json and reports/sale.png. Exit code 0: every promise
+kept.
 """
 
 import asyncio
@@ -9,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from bench.clients import Clients, call, open_clients
 from bench.load.plan import LoadPlan, LoadResults, purchases_at
 from bench.load.process import LoadError, load_process
 from bench.sale.display import Display
+from bench.sale.ending import close, refund_some, state_all
 from bench.sale.follow import Following, follow, read_summary
 from bench.sale.picture import draw
 from bench.sale.report import SaleEnd, broken_promises, figures, summary_lines
@@ -44,13 +48,15 @@ class SaleSettings:
     users: int = setting("users who press Buy at once", default=50_000, minimum=1, maximum=1_000_000)
     shares: int = setting("shares on sale", default=10_000, minimum=1, maximum=1_000_000)
     poor: float = setting("part of the users who cannot pay", default=0.05, minimum=0.0, maximum=1.0)
+    wait: float = setting("part of the users who join the waitlist", default=0.05, minimum=0.0, maximum=1.0)
+    refund: float = setting("part of the owners who want their money back", default=0.0, minimum=0.0, maximum=1.0)
     rate: float = setting("settlement rate of the workers, purchases/s", default=500.0, minimum=1.0)
     connections: int = setting("keep-alive connections of the load generator", default=2_000, minimum=1, maximum=20_000)
 
     @property
     def limit_s(self) -> float:
         """Longest time from the start to the last settlement, seconds. Each poor winner's share is sold once more."""
-        purchases = min(self.users, self.shares) / max(0.05, 1.0 - self.poor)
+        purchases = min(self.users, self.shares) * (1.0 + self.refund) / max(0.05, 1.0 - self.poor)
         return _LIMIT_S + _LIMIT_FACTOR * purchases / self.rate
 
 
@@ -60,21 +66,36 @@ def _plan(seeded: Seeded, settings: SaleSettings, gateway_url: str) -> LoadPlan:
 
 
 async def _buy(
-    clients: Clients, seeded: Seeded, plan: LoadPlan, limit_s: float, display: Display
+    clients: Clients,
+    seeded: Seeded,
+    plan: LoadPlan,
+    limit_s: float,
+    display: Display,
+    afterwards: Callable[[], Awaitable[None]] | None,
 ) -> tuple[LoadResults, Following, str]:
-    """The burst, the second wave and the settlement."""
+    """The burst, the settlement with the promotions, or without a line the second wave, what is done ``afterwards``,
+    and the close."""
     now = Following()
+    by_hand = not any(buyer.waits for buyer in seeded.buyers)
     async with load_process(plan) as load:
         await load.wait_ready()
         now.started_at = time.monotonic()
         with display:
             await load.tell("start")
             missing = await follow(
-                clients, seeded.sale_id, load, now, limit_s=limit_s, on_change=lambda: display.update(now)
+                clients,
+                seeded.sale_id,
+                load,
+                now,
+                limit_s=limit_s,
+                by_hand=by_hand,
+                afterwards=afterwards,
+                on_change=lambda: display.update(now),
             )
             display.update(now)
         await load.tell("finish")
         results = await load.results()
+    missing = missing or await close(clients, seeded.sale_id, now)
     await read_summary(clients, seeded.sale_id, now)
     return results, now, missing
 
@@ -89,10 +110,25 @@ async def run_sale(
     display = display or Display(settings.users, settings.shares)
     async with open_clients(values) as clients:
         seeded = await seed(
-            clients, values["GATEWAY_JWT_SECRET"], users=settings.users, shares=settings.shares, poor=settings.poor
+            clients,
+            values["GATEWAY_JWT_SECRET"],
+            users=settings.users,
+            shares=settings.shares,
+            poor=settings.poor,
+            wait=settings.wait,
         )
+        refunds_asked = 0
+
+        async def refund() -> None:
+            nonlocal refunds_asked
+            refunds_asked = await refund_some(
+                clients, seeded.sale_id, values["GATEWAY_URL"], seeded.buyers, settings.refund
+            )
+
         plan = _plan(seeded, settings, values["GATEWAY_URL"])
-        results, now, missing = await _buy(clients, seeded, plan, settings.limit_s, display)
+        afterwards = refund if settings.refund else None
+        results, now, missing = await _buy(clients, seeded, plan, settings.limit_s, display, afterwards)
+        statement = None if missing else await state_all(clients, seeded.sale_id)
         findings = await audit(clients, settings.rate)
         books = await call(clients.balance.CheckBooks, balance.CheckBooksRequest(beneficiary=seeded.sale_id))
     end = SaleEnd(
@@ -103,6 +139,8 @@ async def run_sale(
         balance_rate_max_per_s=books.holds_per_s_max,
         look=findings.look,
         audit_violations=[str(item) for item in findings.violations],
+        refunds_asked=refunds_asked,
+        statement=statement,
     )
     await asyncio.to_thread(_write_reports, end, reports)
     for text in (*summary_lines(end, settings.rate), *verdict_lines(findings)):
@@ -121,7 +159,7 @@ async def run(settings: SaleSettings, values: Mapping[str, str]) -> int:
     sys.stdout.write(f"{settings.users:,} users will press Buy for {settings.shares:,} shares; opening accounts\n")
     sys.stdout.flush()
     try:
-        _, broken = await run_sale(settings, values, REPORTS)
+        end, broken = await run_sale(settings, values, REPORTS)
     except (SeedingError, LoadError) as error:
         sys.stdout.write(f"the sale could not be run: {error}\n")
         return 1
@@ -131,7 +169,10 @@ async def run(settings: SaleSettings, values: Mapping[str, str]) -> int:
     if broken:
         sys.stdout.write("VERDICT: broken promises\n" + "".join(f"  - {text}\n" for text in broken))
         return 1
-    sys.stdout.write("VERDICT: everybody answered, exactly what was there sold, exactly the owners charged\n")
+    sold, unsold = "exactly what was there sold", end.seeded.shares - end.now.confirmed
+    if unsold:
+        sold = f"{unsold:,} shares left that nobody waited for"
+    sys.stdout.write(f"VERDICT: everybody answered, {sold}, exactly the owners charged\n")
     return 0
 
 

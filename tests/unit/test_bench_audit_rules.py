@@ -83,6 +83,49 @@ def test_a_right_look_has_no_violations() -> None:
     assert check(right_look()) == []
 
 
+def refunded_look() -> Look:
+    """Ann got her money back, and her share is on sale again."""
+    look = with_purchase(right_look(), 0, state="REFUNDED", share_numbers=())
+    look = with_hold(look, 0, state="REVERSED")
+    look = with_reservation(look, 0, state="RELEASED", share_numbers=())
+    stock = Stock(available=10, reserved=0, sold=0, total=10)
+    entries = (*look.sales[0].entries, Entry(f"reversal:{WON}", -2500, "EUR", "REVERSAL"))
+    return with_sale(look, gate_before=stock, gate_after=stock, book=stock, entries=entries)
+
+
+def test_a_refunded_purchase_is_as_good_as_none() -> None:
+    assert check(refunded_look()) == []
+
+
+def test_a_refund_under_way_gives_the_money_back_before_the_shares() -> None:
+    look = with_purchase(right_look(), 0, state="REFUNDING", update_s=NOW - 1)
+    assert check(look) == []
+    look = with_hold(look, 0, state="REVERSED")
+    assert check(look) == []
+    look = with_reservation(look, 0, state="RELEASED", share_numbers=())
+    assert {item.code for item in check(look) if item.promise == "I2"} == set()
+    look = with_hold(look, 0, state="CAPTURED")
+    assert {item.code for item in check(look) if item.promise == "I2"} == {"shares before money"}
+
+
+REFUND_BREACHES: list[tuple[str, Callable[[Look], Look]]] = [
+    ("not reversed", lambda look: with_hold(look, 0, state="CAPTURED")),
+    ("refund booking", lambda look: with_sale(look, entries=look.sales[0].entries[:1])),
+    ("refund booking", lambda look: with_sale(look, entries=look.sales[0].entries + look.sales[0].entries[1:])),
+    ("refunded shares", lambda look: with_reservation(look, 0, state="SOLD", share_numbers=(1,))),
+    ("refunded numbers", lambda look: with_purchase(look, 0, share_numbers=(1,))),
+    ("stuck", lambda look: with_purchase(look, 0, state="REFUNDING")),
+    ("refund without capture", lambda look: with_hold(with_purchase(look, 0, state="REFUNDING"), 0, state="RELEASED")),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "spoil"), REFUND_BREACHES, ids=[f"{c}-{i}" for i, (c, _) in enumerate(REFUND_BREACHES)]
+)
+def test_each_wrong_refund_is_named(code: str, spoil: Callable[[Look], Look]) -> None:
+    assert code in {item.code for item in check(spoil(refunded_look()))}
+
+
 def with_stray(look: Look) -> Look:
     """A reservation whose id is not that of its own fields, and no purchase."""
     look = replace(look, purchases=look.purchases[:1])

@@ -31,7 +31,9 @@ def rendered(reply: tuple[int, dict[str, object], str]) -> bytes:
 async def next_key(reader: asyncio.StreamReader) -> str:
     """Reads one request; its key. Raises IncompleteReadError when no more come."""
     head = await reader.readuntil(b"\r\n\r\n")
-    await reader.readexactly(14)
+    length = re.search(rb"Content-Length: (\d+)", head)
+    assert length
+    await reader.readexactly(int(length[1]))
     match = re.search(rb"Idempotency-Key: (\S+)", head)
     assert match
     return match[1].decode()
@@ -135,6 +137,37 @@ async def test_every_user_gets_the_answer_to_its_own_request() -> None:
     assert results.errors == results.shed_429 == 0
     assert set(attempts.values()) == {1}
     assert 0 < max(item.latency_ms for item in results.buyers) / 1000 <= results.burst_wall_s
+
+
+async def test_whoever_waits_says_so_and_is_told_its_place_and_need_not_try_again() -> None:
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        assert length
+        body = await reader.readexactly(int(length[1]))
+        asked.append(body)
+        place = {"purchase_id": "p", "state": "WAITLISTED", "waitlist_position": 7, "estimated_wait_s": 1}
+        writer.write(rendered((202, place, "") if b"waitlist" in body else (409, {"reason": "SOLD_OUT"}, "")))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    buyers = [Buyer("ann", "token", "key-ann"), Buyer("bob", "token", "key-bob", True)]
+    burst = Burst(LoadPlan(*purchases_at(f"http://127.0.0.1:{port}", "x"), "", buyers, 2))
+    await burst.connect()
+    burst.start()
+    async with asyncio.timeout(10):
+        await burst.first_wave_over.wait()
+    progress, (ann, bob) = burst.progress(), burst.results().buyers
+    await burst.close()
+    server.close()
+    assert sorted(asked) == [b'{"quantity":1,"waitlist":true}', b'{"quantity":1}']
+    # What is no longer than 16 octets is known not to hold the wish.
+    assert sorted(map(len, asked)) == [14, 30]
+    assert (progress.accepted, progress.waitlisted, progress.hoping) == (0, 1, 1)
+    assert (ann.waitlisted, bob.waitlisted, bob.waitlist_position) == (False, True, 7)
 
 
 async def test_after_429_the_same_key_returns_when_its_delay_is_over() -> None:
