@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 import redis
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from psycopg import sql
 
 from tests.acceptance.recount import Recount
@@ -132,6 +133,42 @@ def other_request(recount: Recount, sale_id: str) -> Iterator[None]:
             yield
         finally:
             conn.execute(sql.SQL(query).format(sql.SQL("replace(request_id, '-planted', '')")), [purchase_id])
+
+
+@contextmanager
+def out_of_order(recount: Recount, sale_id: str) -> Iterator[None]:
+    """The last in line was promoted before the first."""
+    query = (
+        "SELECT reservation_id::text, state, decision_number, end_time, acknowledged FROM waitlist WHERE sale_id = %s"
+        " AND state = 'CLOSED' ORDER BY ticket DESC LIMIT 1"
+    )
+    ((key, *kept),) = recount.rows("inventory", query, sale_id)
+    change = (
+        "UPDATE waitlist SET state = %s, decision_number = %s, end_time = %s, acknowledged = %s"
+        " WHERE reservation_id = %s"
+    )
+    with connected(recount, "inventory") as conn:
+        conn.execute(change, ["PROMOTED", 0, kept[2], True, key])
+        try:
+            yield
+        finally:
+            conn.execute(change, [*kept, key])
+
+
+@contextmanager
+def thrown_out(recount: Recount, sale_id: str) -> Iterator[None]:
+    """Somebody who is told to wait has no place in line."""
+    query = "SELECT purchase_id::text FROM purchases WHERE sale_id = %s AND state = 'FAILED' AND reason = %s LIMIT 1"
+    ((purchase_id,),) = recount.rows("purchase", query, sale_id, ErrorReason.ERROR_REASON_SALE_CLOSED)
+    with (
+        connected(recount, "purchase") as conn,
+        row_missing(recount, "inventory", "waitlist", "reservation_id", purchase_id),
+    ):
+        conn.execute("UPDATE purchases SET state = 'WAITLISTED' WHERE purchase_id = %s", [purchase_id])
+        try:
+            yield
+        finally:
+            conn.execute("UPDATE purchases SET state = 'FAILED' WHERE purchase_id = %s", [purchase_id])
 
 
 def gate_off_by(**changes: int) -> Plant:

@@ -1,4 +1,4 @@
-"""The promises I1 to I6 counted a second time, by other means than the audit's: SQL and Redis, read only, at rest."""
+"""The promises I1 to I6 and I8 counted a second time, by other means than the audit's: SQL and Redis, at rest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Recount:
         assert {state for _, state, _ in owned} <= {"SOLD"}
 
     def outcomes(self, sale_id: str) -> None:
-        """I2 and I4: shares and one capture, or neither; nothing unfinished."""
+        """I2 and I4: shares and one capture, or neither, or a capture and its reversal; nothing unfinished."""
         purchases = self.rows(
             "purchase",
             "SELECT purchase_id, user_id, state, quantity, amount_minor, share_numbers FROM purchases"
@@ -54,7 +54,8 @@ class Recount:
         captures = dict(
             self.rows(
                 "balance",
-                "SELECT transfer_id, array_agg(amount_minor) FROM ledger_entries WHERE account = %s GROUP BY 1",
+                "SELECT regexp_replace(transfer_id, '^reversal:', ''), array_agg(amount_minor ORDER BY entry_id)"
+                " FROM ledger_entries WHERE account = %s GROUP BY 1",
                 f"sale:{sale_id}",
             )
         )
@@ -73,8 +74,12 @@ class Recount:
             )
         )
         for purchase_id, user_id, state, quantity, amount, numbers in purchases:
-            assert state in ("CONFIRMED", "FAILED", "CANCELLED")
-            if state == "CONFIRMED":
+            assert state in ("CONFIRMED", "FAILED", "CANCELLED", "REFUNDED", "WAITLISTED")
+            if state == "REFUNDED":
+                assert captures.pop(str(purchase_id)) == [amount, -amount]
+                assert charges[str(purchase_id)] == f"user:{user_id}"
+                assert numbers == []
+            elif state == "CONFIRMED":
                 assert captures.pop(str(purchase_id)) == [amount]
                 assert charges[str(purchase_id)] == f"user:{user_id}"
                 assert owned.pop(purchase_id) == numbers
@@ -130,3 +135,41 @@ class Recount:
         assert (int(gate["reserved"]), int(gate["sold"])) == counted
         assert int(gate["available"]) == total - sum(counted)
         assert int(gate["available"]) + int(gate["reserved"]) + int(gate["sold"]) == int(gate["total"]) == total
+
+    def line(self, sale_id: str) -> None:
+        """I8: nobody was promoted while somebody with an earlier ticket waited, no bigger request let by; who waits has
+        no reservation, who was promoted has one, who left has a spent id; the line's own counts are right."""
+        (passed,) = self.rows(
+            "inventory",
+            "SELECT count(*)::int FROM waitlist AS later JOIN waitlist AS earlier USING (sale_id)"
+            " JOIN sales USING (sale_id) WHERE sale_id = %s AND later.state = 'PROMOTED'"
+            " AND earlier.ticket < later.ticket"
+            " AND (earlier.state = 'WAITING' OR earlier.decision_number > later.decision_number)"
+            " AND NOT (overtaking_allowed AND earlier.quantity > later.quantity)",
+            sale_id,
+        )
+        assert passed == (0,)
+        states = self.rows(
+            "inventory",
+            "SELECT DISTINCT w.state, r.state FROM waitlist AS w LEFT JOIN reservations AS r USING (reservation_id)"
+            " WHERE w.sale_id = %s",
+            sale_id,
+        )
+        assert set(states) <= {
+            ("WAITING", None),
+            ("LEFT", "RELEASED"),
+            ("CLOSED", "RELEASED"),
+            *(("PROMOTED", state) for state in ("RESERVED", "SOLD", "RELEASED")),
+        }
+        (counted,) = self.rows(
+            "inventory",
+            "SELECT count(*)::int, coalesce(sum(quantity), 0)::int FROM waitlist WHERE sale_id = %s"
+            " AND state = 'WAITING'",
+            sale_id,
+        )
+        for table in ("sale_lines", "waitlist_blocks"):
+            kept = (
+                "SELECT coalesce(sum(waiting), 0)::int, coalesce(sum(waiting_units), 0)::int FROM {} WHERE sale_id = %s"
+            )
+            assert self.rows("inventory", kept.format(table), sale_id) == [counted]
+        assert int(self.gate(sale_id)["waiting"]) == counted[0]

@@ -17,11 +17,12 @@ from tests.acceptance import planted
 from tests.acceptance.recount import Recount
 from tests.support.servers import MeshStack
 
-USERS, SHARES, POOR = 300, 100, 0.05
+USERS, SHARES, POOR, WAIT = 300, 100, 0.05, 0.2
 REPORT_KEYS = {
     *("users", "shares", "answered", "accepted", "sold_out", "shed_429", "errors", "burst_wall_s"),
     *("p50_ms", "p99_ms", "max_ms", "accepted_p99_ms", "accepted_first_wave", "confirmed", "failed"),
     *("resold_in_burst", "settle_wall_s", "balance_rate_max_per_s", "audit_violations"),
+    *("waitlisted", "promoted", "waiting_at_close", "refunded", "statement"),
 }
 
 
@@ -44,7 +45,7 @@ async def sell(stack: MeshStack, reports: Path, settings: SaleSettings) -> tuple
 @pytest.fixture(scope="module")
 async def sale(mesh_stack: MeshStack, tmp_path_factory: pytest.TempPathFactory) -> tuple[SaleEnd, list[str], Path]:
     reports = tmp_path_factory.mktemp("reports")
-    settings = SaleSettings(users=USERS, shares=SHARES, poor=POOR, connections=100)
+    settings = SaleSettings(users=USERS, shares=SHARES, poor=POOR, wait=WAIT, connections=100)
     return *(await sell(mesh_stack, reports, settings)), reports
 
 
@@ -56,10 +57,22 @@ async def test_a_small_sale_sells_every_share_once_and_answers_everybody(
     report = json.loads((reports / "sale.json").read_text())
     assert set(report) == REPORT_KEYS
     assert (report["users"], report["answered"], report["errors"]) == (USERS, USERS, 0)
-    assert report["confirmed"] == end.seeded.confirmed_expected == SHARES
-    assert report["accepted"] + report["sold_out"] == USERS
-    assert report["accepted"] == SHARES + sum(report["failed"].values())
-    assert set(report["failed"]) <= {"INSUFFICIENT_FUNDS"}
+    assert report["confirmed"] == SHARES
+    assert report["accepted"] + report["waitlisted"] + report["sold_out"] == USERS
+    # Whoever could not pay made room for somebody in line, and for nobody else once there was a line.
+    assert report["promoted"] > 0
+    assert report["waitlisted"] == report["promoted"] + report["waiting_at_close"]
+    assert report["failed"].get("SALE_CLOSED", 0) == report["waiting_at_close"] > 0
+    assert report["accepted"] + report["promoted"] == SHARES + report["failed"].get("INSUFFICIENT_FUNDS", 0)
+    assert set(report["failed"]) <= {"INSUFFICIENT_FUNDS", "SALE_CLOSED"}
+    assert {buyer.attempts for buyer in end.load.buyers if buyer.waitlisted} == {1}
+    assert report["statement"] == {
+        "final": True,
+        "sold": SHARES,
+        "captured_minor": SHARES * end.seeded.price_minor,
+        "refunded_minor": 0,
+        "won_nothing": report["failed"],
+    }
     assert report["audit_violations"] == []
     assert 0 < report["p50_ms"] <= report["p99_ms"] <= report["max_ms"]
     assert (reports / "sale.png").read_bytes().startswith(b"\x89PNG")
@@ -75,6 +88,7 @@ async def test_a_recount_in_sql_and_redis_finds_the_promises_kept(
     recount.books()
     recount.identity(sale_id)
     recount.stock(sale_id, SHARES)
+    recount.line(sale_id)
     confirmed = recount.rows(
         "purchase", "SELECT user_id FROM purchases WHERE sale_id = %s AND state = 'CONFIRMED'", sale_id
     )
@@ -92,6 +106,8 @@ PLANTS: dict[str, tuple[planted.Plant, tuple[str, str]]] = {
     "an entry off balance": (planted.entry_off_balance, ("I3", "sum")),
     "held without a hold": (planted.held_without_hold, ("I3", "account")),
     "another request": (planted.other_request, ("I5", "id")),
+    "a line served out of order": (planted.out_of_order, ("I8", "overtaken")),
+    "somebody put out of the line": (planted.thrown_out, ("I8", "in no line")),
     "the gate off by one": (planted.gate_off_by(available=1), ("I6", "sum gate")),
     "the gate shifted": (planted.gate_off_by(available=1, sold=-1), ("I6", "gate and book")),
 }
@@ -109,10 +125,34 @@ async def test_the_audit_names_what_is_wrong(
     assert (await audit(clients)).violations == ()
 
 
+async def test_owners_who_want_their_money_back_make_room_for_whoever_waits(
+    mesh_stack: MeshStack, recount: Recount, tmp_path: Path
+) -> None:
+    settings = SaleSettings(users=200, shares=40, poor=POOR, wait=0.5, refund=0.25, connections=50)
+    end, broken = await sell(mesh_stack, tmp_path, settings)
+    assert broken == []
+    report = json.loads((tmp_path / "sale.json").read_text())
+    assert (report["confirmed"], report["refunded"]) == (40, 10)
+    assert report["statement"]["refunded_minor"] == 10 * end.seeded.price_minor
+    assert report["statement"]["won_nothing"]["REFUNDED"] == 10
+    recount.outcomes(end.seeded.sale_id)
+    recount.books()
+    recount.stock(end.seeded.sale_id, 40)
+    recount.line(end.seeded.sale_id)
+
+
+async def test_without_a_line_the_refused_try_again_by_hand(mesh_stack: MeshStack, tmp_path: Path) -> None:
+    settings = SaleSettings(users=100, shares=40, poor=0.2, wait=0.0, connections=50)
+    _, broken = await sell(mesh_stack, tmp_path, settings)
+    assert broken == []
+    report = json.loads((tmp_path / "sale.json").read_text())
+    assert (report["confirmed"], report["waitlisted"], report["promoted"]) == (40, 0, 0)
+
+
 async def test_the_audit_passes_in_the_middle_of_a_sale(
     mesh_stack: MeshStack, clients: Clients, tmp_path: Path
 ) -> None:
-    settings = SaleSettings(users=1500, shares=1000, poor=POOR, connections=200)
+    settings = SaleSettings(users=1500, shares=1000, poor=POOR, wait=0.2, connections=200)
     selling = asyncio.create_task(sell(mesh_stack, tmp_path, settings))
     unfinished_seen = 0
     while not selling.done():
@@ -129,8 +169,8 @@ async def test_the_audit_command_tells_each_promise_and_its_verdict(
 ) -> None:
     assert await run(mesh_stack.environment) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [text[:2] for text in lines[:7]] == ["I1", "I2", "I3", "I4", "I5", "I6", "I7"]
-    assert all(": kept (" in text for text in lines[:7])
+    assert [text[:2] for text in lines[:8]] == ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8"]
+    assert all(": kept (" in text for text in lines[:8])
     with planted.gate_off_by(sold=1)(recount, sale[0].seeded.sale_id):
         assert await run(mesh_stack.environment) == 1
     assert "I6 stock adds up: BROKEN, 2 found" in capsys.readouterr().out

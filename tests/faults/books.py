@@ -11,6 +11,16 @@ from redis.asyncio import Redis
 
 #: Longest that one reading may take, seconds: a server that is away must not keep the watcher from the next.
 _READ_S_MAX = 2.0
+_MONEY = """
+SELECT (SELECT count(*) FROM accounts WHERE NOT (0 <= held_minor AND held_minor <= balance_minor)),
+       (SELECT coalesce(sum(amount_minor), 0) FROM ledger_entries),
+       count(*) FILTER (WHERE captures <> 1 OR reversals > 1 OR (reversals = 1 AND kept <> 0)),
+       array_agg(hold_id) FILTER (WHERE reversals > 0)
+FROM (SELECT regexp_replace(transfer_id, '^reversal:', '') AS hold_id, sum(amount_minor) AS kept,
+             count(*) FILTER (WHERE kind = 'CAPTURE') AS captures,
+             count(*) FILTER (WHERE kind = 'REVERSAL') AS reversals
+      FROM ledger_entries WHERE account = %s GROUP BY 1) AS of_hold
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +45,37 @@ class Unit:
     share_numbers: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class InLine:
+    """A place in line as its database has it."""
+
+    state: str
+    ticket: int
+    quantity: int
+    #: Order in which the line's places were decided; 0 while it waits.
+    decision: int
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Readings of one round, in the order purchases, holds, reservations: what a purchase claims was so before the
-    other two were read, and what a hold claims before the reservations were."""
+    """Readings of one round, in the order purchases, holds, line, reservations, holds, purchases: what a purchase
+    claims was so before the others were read, what a hold or a place in line claims before the reservations were, and
+    what the second readings still claim was so meanwhile."""
 
     purchases: dict[str, PurchaseRow]
     #: Hold state by id.
     holds: dict[str, str]
+    line: dict[str, InLine]
     reservations: dict[str, Unit]
+    holds_after: dict[str, str]
+    purchases_after: dict[str, PurchaseRow]
     #: Accounts whose held money is not between zero and their balance, and the sum of all entries.
     bad_accounts: int
     ledger_sum: int
-    #: Transfers of this sale that were booked other than once.
+    #: Holds of this sale of which other than one capture was booked, or other than at most its whole reversal.
     bad_bookings: int
+    #: Holds of this sale of which a reversal was booked.
+    reversed_bookings: frozenset[str]
     #: The gate's fields, empty while it is not there.
     gate: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,17 +124,25 @@ class Books:
         """One round."""
         purchases = await self.purchases()
         holds = await self.holds()
+        line = await self.line()
         reservations = await self.reservations()
-        money = await self.rows(
-            "balance",
-            "SELECT (SELECT count(*) FROM accounts WHERE NOT (0 <= held_minor AND held_minor <= balance_minor)),"
-            " (SELECT coalesce(sum(amount_minor), 0) FROM ledger_entries),"
-            " (SELECT count(*) FROM (SELECT 1 FROM ledger_entries WHERE account = %s"
-            "   GROUP BY transfer_id HAVING count(*) <> 1) AS wrong)",
-            f"sale:{self._sale_id}",
+        holds_after = await self.holds()
+        purchases_after = await self.purchases()
+        money = await self.rows("balance", _MONEY, f"sale:{self._sale_id}")
+        bad_accounts, ledger_sum, bad_bookings, reversals = money[0]
+        return Snapshot(
+            purchases=purchases,
+            holds=holds,
+            line=line,
+            reservations=reservations,
+            holds_after=holds_after,
+            purchases_after=purchases_after,
+            bad_accounts=bad_accounts,
+            ledger_sum=int(ledger_sum),
+            bad_bookings=bad_bookings,
+            reversed_bookings=frozenset(reversals or ()),
+            gate=await self.gate(),
         )
-        bad_accounts, ledger_sum, bad_bookings = money[0]
-        return Snapshot(purchases, holds, reservations, bad_accounts, int(ledger_sum), bad_bookings, await self.gate())
 
     async def purchases(self) -> dict[str, PurchaseRow]:
         """All purchases of the sale."""
@@ -124,6 +159,16 @@ class Books:
         return dict(
             await self.rows("balance", "SELECT hold_id::text, state FROM holds WHERE beneficiary = %s", self._sale_id)
         )
+
+    async def line(self) -> dict[str, InLine]:
+        """Everybody who ever joined the sale's line."""
+        rows = await self.rows(
+            "inventory",
+            "SELECT reservation_id::text, state, ticket, quantity, coalesce(decision_number, 0) FROM waitlist"
+            " WHERE sale_id = %s",
+            self._sale_id,
+        )
+        return {row[0]: InLine(*row[1:]) for row in rows}
 
     async def reservations(self) -> dict[str, Unit]:
         """All reservations of the sale."""
@@ -149,15 +194,24 @@ class Books:
                 current = {} if fields.get("run_id") == server["run_id"] else {"serving": "0"}
                 return {str(name): str(value) for name, value in (fields | current).items()}
 
+    async def waiting_in_gate(self) -> set[str]:
+        """Ids of the requests that wait by the gate's records, whether or not it is in service."""
+        return {key for key, record in (await self._records()).items() if record.startswith("W")}
+
     async def grants_in_gate(self) -> set[str]:
         """Ids of the reservations that the gate has a record of, whether or not it is in service."""
+        return set(await self._records())
+
+    async def _records(self) -> dict[str, str]:
         async with asyncio.timeout(_READ_S_MAX):
             async with Redis.from_url(self._redis_url, decode_responses=True) as client:
-                found: set[str] = set()
+                found: dict[str, str] = {}
                 async for key in client.scan_iter(f"inventory:{{{self._sale_id}}}:grants:*"):
-                    found.update(map(str, await client.hkeys(key)))
+                    records = await client.hgetall(key)
+                    found.update((str(each), str(record)) for each, record in records.items())
                 # Of a calibration without any reservation there is one field that names none.
-                return found - {""}
+                found.pop("", None)
+                return found
 
     async def moves_left(self) -> int:
         """Transitions that the gate has not followed yet."""

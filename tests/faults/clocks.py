@@ -74,7 +74,10 @@ async def _until_taken_over(run: Run) -> None:
     await asyncio.sleep(0)
     await run.until(lambda: run.watcher.settled_at > since and run.watcher.settled > settled, "the other worker")
     await run.until(
-        lambda: run.traffic.sent_all and run.watcher.settled >= len(run.history.accepted) - len(run.history.cancelled),
+        lambda: (
+            run.traffic.sent_all
+            and run.watcher.settled + run.watcher.in_line >= len(run.history.accepted) - len(run.history.cancelled)
+        ),
         "the other worker's end",
         _SLEEP_S_MAX,
     )
@@ -144,7 +147,7 @@ def faults() -> Iterator[Fault]:
     """All faults of time."""
     slow = Scale(spread_s=3.0, habits=Habits(give_up=0.0))
     for point in _OTHERWISE:
-        careless = Scale(spread_s=3.0, habits=Habits(give_up=1.0, cancel=0.0, repeat=0.0))
+        careless = Scale(spread_s=3.0, habits=Habits(give_up=1.0, cancel=0.0, repeat=0.0, wait=0.0))
         scale = careless if point == "purchase.reserved" else slow
         yield Fault(f"asleep at {point}", "time", _asleep_at(point), scale=scale)
     yield Fault("asleep at settlement.held, expirer killed", "time", _expirer_killed, scale=slow)

@@ -91,7 +91,7 @@ def _p99(events: Sequence[Event]) -> float:
 
 def faults() -> Iterator[Fault]:
     """Both."""
-    calm = Habits(repeat=0.0, cancel=0.0, give_up=0.0)
+    calm = Habits(repeat=0.0, cancel=0.0, give_up=0.0, wait=0.0, refund=0.0)
     slow = Scale(users=500, shares=300, spread_s=8.0, habits=calm)
     yield Fault("slow and lossy connections", "fairness", _slow_connections, scale=slow)
     many = Scale(users=2_000, shares=1_000, spread_s=12.0, habits=calm)

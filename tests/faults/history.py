@@ -20,7 +20,7 @@ class Event:
     at_s: float
     user_id: str
     request_id: str
-    #: "buy" or "cancel".
+    #: "buy", "cancel" or "refund".
     act: str
     status: int
     reason: str
@@ -42,6 +42,10 @@ class History:
         self.accepted: dict[Key, str] = {}
         #: Requests whose cancel was answered 200.
         self.cancelled: set[Key] = set()
+        #: Requests whose refund was answered 200 or 202.
+        self.refunded: set[Key] = set()
+        #: Requests that were told that they wait in line.
+        self.in_line: set[Key] = set()
         #: Requests with a purchase that were refused all the same: right only if the purchase came to nothing.
         self.denied: list[Event] = []
         self.statuses: Counter[str] = Counter()
@@ -49,9 +53,18 @@ class History:
         self._began = time.monotonic()
 
     def add(
-        self, act: str, key: Key, status: int, *, reason: str = "", purchase_id: str = "", took_ms: float = 0.0
+        self,
+        act: str,
+        key: Key,
+        status: int,
+        *,
+        reason: str = "",
+        purchase_id: str = "",
+        in_line: bool = False,
+        took_ms: float = 0.0,
     ) -> None:
-        """Notes an answer, and checks it against what this buyer was told before."""
+        """Notes an answer, and checks it against what this buyer was told before.
+        ``in_line``: it said that the purchase waits."""
         event = Event(time.monotonic() - self._began, *key, act, status, reason, purchase_id, took_ms)
         self.events.append(event)
         self.statuses[f"{act} {status} {reason}".strip()] += 1
@@ -61,11 +74,17 @@ class History:
             if status == 200:
                 self.cancelled.add(key)
             return
+        if act == "refund":
+            if status in (200, 202):
+                self.refunded.add(key)
+            return
         known = self.accepted.get(key)
         if status == 202:
             if known not in (None, purchase_id):
                 self._broken("I5", f"{key} is purchase {known} and was told {purchase_id}")
             self.accepted[key] = purchase_id
+            if in_line:
+                self.in_line.add(key)
         elif known is not None and status not in COME_AGAIN:
             self.denied.append(event)
 

@@ -132,7 +132,7 @@ def faults() -> Iterator[Fault]:
     scale = Scale(spread_s=2.5, habits=Habits(cancel=0.12))
     careless = Scale(spread_s=2.5, habits=Habits(cancel=0.3, give_up=1.0))
     # Nobody repeats or cancels: the killed call may carry a single purchase, and that one must be left behind.
-    lost = Scale(spread_s=2.5, habits=Habits(cancel=0.0, repeat=0.0, give_up=1.0))
+    lost = Scale(spread_s=2.5, habits=Habits(cancel=0.0, repeat=0.0, give_up=1.0, wait=0.0, refund=0.0))
     for point in points():
         if point not in _ELSEWHERE:
             quick = point in ("inventory.granted", "settlement.assigned")

@@ -20,7 +20,7 @@ async def _rolling_restart(run: Run) -> None:
     for event in run.history.events:
         fine = event.status in (200, 202, *COME_AGAIN) or event.reason in _FINAL_ANSWERS
         what = f"{event.key} was told {event.status} {event.reason} in a rolling restart"
-        run.verdict.require("answers", fine or event.act == "cancel", what)
+        run.verdict.require("answers", fine or event.act in ("cancel", "refund"), what)
 
 
 def faults() -> Iterator[Fault]:

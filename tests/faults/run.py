@@ -19,7 +19,7 @@ from bench.clients import Clients, call, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
 from tests.faults.books import Books
 from tests.faults.history import History
-from tests.faults.settled import require_end, until_settled
+from tests.faults.settled import require_closed, require_end, until_closed, until_settled
 from tests.faults.traffic import Buyer, Habits, Traffic, crowd
 from tests.faults.watcher import Verdict, Watcher
 from tests.faults.world import World
@@ -145,8 +145,7 @@ class Run:
 
     async def settlement_resumes(self, what: str, since: float) -> None:
         """Notes how long after ``since`` (monotonic) the next purchase was settled, if any was left to settle."""
-        left = len(self.history.accepted) - self.watcher.settled
-        if left > 0:
+        if not self._nothing_left():
             await self.until(
                 lambda: self.watcher.settled_at > since or self._nothing_left(), f"settlement after {what}"
             )
@@ -154,7 +153,7 @@ class Run:
                 self.recovery_s[f"settlement after {what}"] = self.watcher.settled_at - since
 
     def _nothing_left(self) -> bool:
-        return self.watcher.settled >= len(self.history.accepted)
+        return self.watcher.settled >= len(self.history.accepted) - self.watcher.in_line
 
     def require_within(self, took_s: float, most_s: float, what: str) -> None:
         """A goal of recovery. Times are judged on a machine that is the suite's alone."""
@@ -176,13 +175,15 @@ class Run:
                     return
 
     async def finish(self) -> None:
-        """Waits until nothing is under way any more, and checks the end."""
+        """Waits until nothing is under way any more, and checks the end; then closes the sale, and checks how its line
+        ends."""
         await until_settled(self)
         self.traffic.end_hope()
         await asyncio.wait_for(self._tasks[1], 60)
         await until_settled(self)
+        await require_end(self)
+        await call(self.clients.inventory.CloseSale, inventory.CloseSaleRequest(sale_id=self.sale_id))
+        await until_closed(self)
         self.watcher.stop()
         await self._tasks[0]
-        await require_end(self)
-        # So that later faults do not find it open.
-        await call(self.clients.inventory.CloseSale, inventory.CloseSaleRequest(sale_id=self.sale_id))
+        await require_closed(self)

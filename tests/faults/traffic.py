@@ -1,5 +1,5 @@
-"""Buyers who live through a fault: they buy, repeat themselves, change their minds, give up, and follow the documented
-retry policy (docs/architecture.md, Errors and retries)."""
+"""Buyers who live through a fault: they buy, wait in line and leave it, repeat themselves, change their minds, want
+their money back, give up, and follow the documented retry policy (docs/architecture.md, Errors and retries)."""
 
 import asyncio
 import random
@@ -15,6 +15,8 @@ from tests.faults.http_client import Address, HttpClient, NoAnswerError, Reply
 _BROKEN_PAUSE_S = 0.1
 #: A refused buyer looks this often whether anything is on sale again, seconds.
 _HOPE_PAUSE_S = 0.05
+#: A buyer who wants its money back looks this often whether it owns a share by now, seconds.
+_LOOK_PAUSE_S = 0.5
 _TOKEN_TTL_S = 7200
 #: What makes a buyer who gives up easily go away; being asked to come again a little later does not.
 _GIVEN_UP = (503, 504)
@@ -32,6 +34,12 @@ class Buyer:
     repeats: bool = False
     #: Cancels after the 202.
     cancels: bool = False
+    #: Waits in line if there is no share.
+    waits: bool = False
+    #: Cancels if it has to wait.
+    leaves: bool = False
+    #: Asks for its money back once it owns a share.
+    refunds: bool = False
     #: Never comes back when the connection breaks or something is unavailable.
     gives_up: bool = False
 
@@ -49,6 +57,10 @@ class Habits:
     repeat: float = 0.15
     cancel: float = 0.06
     give_up: float = 0.15
+    wait: float = 0.4
+    #: Of those who have to wait.
+    leave: float = 0.2
+    refund: float = 0.08
 
 
 def crowd(rng: random.Random, prefix: str, size: int, habits: Habits, quantity_max: int = 1) -> list[Buyer]:
@@ -63,6 +75,9 @@ def crowd(rng: random.Random, prefix: str, size: int, habits: Habits, quantity_m
             repeats=rng.random() < habits.repeat,
             cancels=rng.random() < habits.cancel,
             gives_up=rng.random() < habits.give_up,
+            waits=rng.random() < habits.wait,
+            leaves=rng.random() < habits.leave,
+            refunds=rng.random() < habits.refund,
         )
 
     return [one(number) for number in range(size)]
@@ -99,6 +114,8 @@ class Traffic:
         self.hoping = 0
         #: Requests whose last answer was that everything is sold.
         self.refused: set[Key] = set()
+        #: Requests with a purchase whose buyers want their money back and have not been answered yet.
+        self.wants_refund: set[Key] = set()
         self._trying = 0
         self._ended = False
 
@@ -143,10 +160,15 @@ class Traffic:
                 self._trying -= 1
         if status != 202:
             return
+        if buyer.refunds:
+            self.wants_refund.add(buyer.key)
         if buyer.repeats:
             await self._buy(buyer)
-        if buyer.cancels:
+        if buyer.cancels or (buyer.leaves and buyer.key in self.history.in_line):
             await self.cancel(buyer)
+        elif buyer.refunds:
+            await self._refund(buyer)
+        self.wants_refund.discard(buyer.key)
 
     async def _hope(self) -> bool:
         """Waits until something is on sale for one more than already try; false when it is over."""
@@ -162,7 +184,7 @@ class Traffic:
 
     async def _buy(self, buyer: Buyer) -> int:
         """Sends the purchase until it is decided; the status that decided it, 0 when the buyer gave up."""
-        body = b'{"quantity":%d}' % buyer.quantity
+        body = (b'{"quantity":%d,"waitlist":true}' if buyer.waits else b'{"quantity":%d}') % buyer.quantity
         while True:
             reply = await self._send("buy", buyer, "POST", self._path, body)
             self.refused.discard(buyer.key)
@@ -179,9 +201,36 @@ class Traffic:
 
     async def cancel(self, buyer: Buyer) -> None:
         """Sends the cancel of a purchase that was accepted until it is decided, or the buyer gives up."""
-        path = f"/v1/purchases/{self.history.accepted[buyer.key]}"
+        await self._until_decided("cancel", buyer, "DELETE", self._purchase_of(buyer))
+
+    async def _refund(self, buyer: Buyer) -> None:
+        """Asks for the money back as soon as the purchase is confirmed; returns when that is decided, the purchase has
+        come to another end, or it is over."""
+        while not self._ended:
+            state = await self._state(buyer)
+            if state == "CONFIRMED":
+                await self._until_decided("refund", buyer, "POST", f"{self._purchase_of(buyer)}/refund")
+                return
+            if state in ("FAILED", "CANCELLED"):
+                return
+            await asyncio.sleep(_LOOK_PAUSE_S)
+
+    async def _state(self, buyer: Buyer) -> str:
+        """The state of a purchase that was accepted, outside of the history; empty when it cannot be told now."""
+        headers = {"authorization": f"Bearer {self._tokens[buyer.user_id]}"}
+        try:
+            gateway = self._rng.choice(self._gateways)
+            reply = await self._client.request(gateway, "GET", self._purchase_of(buyer), headers)
+        except NoAnswerError:
+            return ""
+        return reply.facts.state if reply.status == 200 else ""
+
+    def _purchase_of(self, buyer: Buyer) -> str:
+        return f"/v1/purchases/{self.history.accepted[buyer.key]}"
+
+    async def _until_decided(self, act: str, buyer: Buyer, method: str, path: str) -> None:
         while True:
-            reply = await self._send("cancel", buyer, "DELETE", path)
+            reply = await self._send(act, buyer, method, path)
             if reply is not None and reply.status not in COME_AGAIN:
                 return
             if buyer.gives_up and (reply is None or reply.status in _GIVEN_UP):
@@ -210,6 +259,7 @@ class Traffic:
             reply.status,
             reason=facts.reason,
             purchase_id=facts.purchase_id,
+            in_line=facts.state == "WAITLISTED",
             took_ms=_ms_since(began),
         )
         return reply

@@ -16,6 +16,8 @@ from tests.faults.rules import RULES, Round
 _PAUSE_S = 0.1
 #: What a server that is away makes a reading raise.
 AWAY = (psycopg.Error, RedisError, OSError, TimeoutError)
+#: States of purchases that settlement has done with.
+_SETTLED = ("CONFIRMED", "FAILED", "CANCELLED", "REFUNDING", "REFUNDED")
 #: Breaches of one promise that are kept in words.
 _KEPT_MAX = 5
 
@@ -54,8 +56,12 @@ class Watcher:
         self._total = total
         self._last: Snapshot | None = None
         self._stopping = False
-        #: Units on sale by the last reading of the gate.
+        #: Units on sale for whoever comes anew, by the last reading of the gate: none while somebody waits.
         self.on_sale = 0
+        #: Purchases that wait in line.
+        self.in_line = 0
+        #: Requests that were promoted out of the line.
+        self.promoted = 0
         #: When the gate was last seen in service, on the monotonic clock before it was read.
         self.gate_served_at = 0.0
         self.settled = 0
@@ -95,13 +101,16 @@ class Watcher:
                 self._verdict.broken(promise, what)
         self._last = look.now
         serving = look.now.gate.get("serving") == "1"
-        self.on_sale = int(look.now.gate["available"]) if serving else 0
+        free = serving and look.now.gate["waiting"] == "0"
+        self.on_sale = int(look.now.gate["available"]) if free else 0
         if serving:
             self.gate_served_at = began
             self.epoch = int(look.now.gate["epoch"])
         self.expired_holds = sum(1 for state in look.now.holds.values() if state == "EXPIRED")
         rows = look.now.purchases.values()
         self.abandoned = sum(1 for row in rows if row.reason == ErrorReason.ERROR_REASON_ABANDONED)
-        settled = sum(1 for row in look.now.purchases.values() if row.state in ("CONFIRMED", "FAILED", "CANCELLED"))
+        self.in_line = sum(1 for row in rows if row.state == "WAITLISTED")
+        self.promoted = sum(1 for place in look.now.line.values() if place.state == "PROMOTED")
+        settled = sum(1 for row in rows if row.state in _SETTLED)
         if settled != self.settled:
             self.settled, self.settled_at = settled, time.monotonic()
