@@ -251,7 +251,7 @@ class Burst:
         if answer.status == 202:
             self._purchase_ids[buyer] = facts.purchase_id
             if facts.state == "WAITLISTED":
-                self._places[buyer] = facts.waitlist_position
+                self._places[buyer] = facts.waitlist_position or 0
             self._settle(buyer, 202, "")
         elif answer.status == 409:
             self._settle(buyer, 409, facts.reason)

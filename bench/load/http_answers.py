@@ -44,7 +44,7 @@ class Facts(msgspec.Struct, frozen=True):
     retry_after_ms: int = 0
     purchase_id: str = ""
     state: str = ""
-    waitlist_position: int = 0
+    waitlist_position: int | None = None
 
 
 _decode_facts = msgspec.json.Decoder(Facts).decode
