@@ -1,5 +1,6 @@
 """Every call of the Balance Service over gRPC, as its contract says, with what it refuses."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
