@@ -54,8 +54,8 @@ class AbandonedSearch:
         self._closed: deque[_Place] = deque()
 
     async def search(self, pages_max: int) -> int:
-        """Looks at up to ``pages_max`` pages of reservations, and of the lines, of sales that are on, in one round, and at one of those
-        that are closed; returns how many were recorded as ABANDONED.
+        """Looks at up to ``pages_max`` pages of reservations, and of the lines, of sales that are on, in one round, and
+        at one page of reservations of those that are closed; returns how many were recorded as ABANDONED.
 
         Recorded first, released later: a buyer's late insert then finds the purchase ended, and never the reverse.
         Raises UNAVAILABLE.

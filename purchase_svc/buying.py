@@ -1,8 +1,8 @@
 """Buying: from wishes to reserved units, or places in line, and durable purchases, in batches.
 
 Order of a batch: reserve units at the Inventory Service, which puts those who find none and want to wait in line, then
-insert the purchases in one statement, then let those with units be queued. A crash in between leaves a reservation or a waiter without a purchase: a repetition by the buyer completes it, or the
-sweeper ends it as FAILED.
+insert the purchases in one statement, then let those with units be queued. A crash in between leaves a reservation, or
+a place in line, without a purchase: a repetition by the buyer completes it, or the sweeper ends it as FAILED.
 """
 
 import asyncio
@@ -54,8 +54,8 @@ def _reason_of_failed_call(error: DomainError) -> int:
 
 
 class Buying:
-    """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch that have their units, once they
-    are committed, and must not wait or fail.
+    """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch that have their units, once
+    they are committed, and must not wait or fail.
 
     At most ``in_flight_max`` batches are under way, of at most ``rate_max_per_s`` wishes a second (0: as fast as can
     be); at most ``waiting_max`` wishes wait or are under way, beyond that wishes are answered OVERLOADED, and so are

@@ -41,7 +41,7 @@ class Lease:
 
 class LeasedRounds:
     """Calls ``work`` again and again while this process has the lease: every 100 ms while it returns that it found
-    something to do, else every 250 ms, and after a DomainError, which leaves the rest to the next round, in a second."""
+    something to do, else every 250 ms. A DomainError leaves the rest to the next round, which comes in a second."""
 
     def __init__(self, name: str, lease: Lease, work: Callable[[], Awaitable[bool]]) -> None:
         self._name = name

@@ -28,7 +28,7 @@ from purchase_svc.purchase import (
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
 
 #: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
-_PAGE_BYTES_MAX = 2 * 1024 * 1024
+PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 _STATES: dict[PurchaseState, pb.PurchaseState.ValueType] = {
     state: pb.PurchaseState.Value(f"PURCHASE_STATE_{state}") for state in PurchaseState
@@ -131,7 +131,7 @@ def write_page(purchases: Sequence[Purchase], limit: int, wanted: PurchaseFilter
     for purchase in purchases[:limit]:
         message = write_purchase(purchase)
         size_bytes += message.ByteSize()
-        if response.purchases and size_bytes > _PAGE_BYTES_MAX:
+        if response.purchases and size_bytes > PAGE_BYTES_MAX:
             break
         response.purchases.append(message)
     if len(response.purchases) < len(purchases):

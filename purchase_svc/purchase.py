@@ -45,10 +45,10 @@ UNFINISHED_STATES = frozenset({_S.WAITLISTED, _S.RESERVED, _S.SETTLING, _S.REFUN
 #: States in which a purchase owns no shares and has cost nothing in the end, for good.
 NON_WINS = frozenset({_S.FAILED, _S.CANCELLED, _S.REFUNDED})
 
-#: Who waits in line is promoted, leaves, or fails because the sale is closed; a cancel there is as good as before a
-#: claim, and whoever is cancelled is never promoted. A cancel wins only before a worker has claimed the purchase. SETTLING to itself is a worker that takes over after a
-#: crash. PARKED is left by an operator: replayed, or failed once its hold is closed. A replay does not go back to
-#: RESERVED, where a cancel could still win over money that a worker has captured.
+#: Who waits in line is promoted, leaves, or fails because the sale is closed; whoever is cancelled there is never
+#: promoted. A cancel wins only before a worker has claimed the purchase. SETTLING to itself is a worker that takes over
+#: after a crash. PARKED is left by an operator: replayed, or failed once its hold is closed. A replay does not go back
+#: to RESERVED, where a cancel could still win over money that a worker has captured.
 _STEPS: dict[PurchaseState, frozenset[PurchaseState]] = {
     _S.WAITLISTED: frozenset({_S.RESERVED, _S.CANCELLED, _S.FAILED}),
     _S.RESERVED: frozenset({_S.SETTLING, _S.CANCELLED}),

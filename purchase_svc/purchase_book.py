@@ -16,7 +16,7 @@ from purchase_svc.purchase import Purchase, PurchaseState, Wish
 SQL_FOLDER = Path(__file__).parent / "sql"
 MIGRATIONS_FOLDER = SQL_FOLDER / "migrations"
 
-_SMALLEST_ID = uuid.UUID(int=0)
+SMALLEST_ID = uuid.UUID(int=0)
 _STATES = {state.value: state for state in PurchaseState}
 _RESERVED, _WAITLISTED = PurchaseState.RESERVED, PurchaseState.WAITLISTED
 _UNSETTLED = frozenset({PurchaseState.RESERVED, PurchaseState.SETTLING})
@@ -162,7 +162,7 @@ class PurchaseBook:
             "sale_id": wanted.sale_id,
             "user_id": wanted.user_id,
             "state": wanted.state.value if wanted.state else None,
-            "after": after or _SMALLEST_ID,
+            "after": after or SMALLEST_ID,
             "limit": limit,
         }
         return [purchase_from_row(row) for row in await run_statement(self._pool, query, parameters)]
