@@ -48,4 +48,4 @@ class HistoryBook:
         ``after``."""
         parameters = {"sale_id": sale_id, "after": after or SMALLEST_ID, "limit": limit}
         rows = await run_statement(self._pool, self._queries.list_non_wins, parameters)
-        return [NonWin(*row[:3], PurchaseState(row[3]), *row[4:6]) for row in rows]
+        return [NonWin._make((*row[:3], PurchaseState(row[3]), *row[4:])) for row in rows]
