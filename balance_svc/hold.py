@@ -118,8 +118,7 @@ _RELEASE_REASONS: dict[HoldState, int] = {
 }
 _REVERSE_REASONS: dict[HoldState, int] = {
     _S.REVERSED: OK,
-    # Not captured yet: the contract asks for FAILED_PRECONDITION, and this is the reason for "not legal from here".
-    _S.HELD: _R.ERROR_REASON_SALE_STATE_CONFLICT,
+    _S.HELD: _R.ERROR_REASON_HOLD_NOT_CAPTURED,
     _S.RELEASED: _R.ERROR_REASON_HOLD_RELEASED,
     _S.EXPIRED: _R.ERROR_REASON_HOLD_EXPIRED,
     _S.REFUSED: _R.ERROR_REASON_HOLD_REFUSED,

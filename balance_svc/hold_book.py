@@ -51,9 +51,16 @@ class HoldBook:
         """Gives the money of each hold back to its owner's use."""
         return await self._change("balance.released", hold_ids, HoldBatch.release)
 
-    async def reverse(self, hold_id: str) -> Decision:
-        """Books a captured hold's money back."""
-        return (await self._change("balance.reversed", [hold_id], HoldBatch.reverse))[0]
+    async def reverse(self, hold_ids: Sequence[str]) -> list[Decision]:
+        """Books the money of each captured hold back to its owner, once."""
+        return await self._change("balance.reversed", hold_ids, HoldBatch.reverse)
+
+    async def read(self, hold_ids: Sequence[str]) -> dict[str, Hold]:
+        """The holds that exist, by id, as they are written: one whose time has run out is HELD until somebody acts on
+        it."""
+        async with connection(self._pool) as conn:
+            cursor = await conn.execute(self._queries.read_holds, {"hold_ids": list(set(hold_ids))})
+            return {row[0]: hold_from_row(row) for row in await cursor.fetchall()}
 
     async def expire_overdue(self, rows_max: int) -> int:
         """Ends up to ``rows_max`` holds whose time has run out; returns how many were found."""

@@ -29,7 +29,9 @@ log = get_logger(__name__)
 PREFIX = "BALANCE_"
 #: Shed last. The settlement has a pace of its own, so reads however many must not crowd it out; and what gives money
 #: back or takes what is held ends something that was begun.
-CRITICAL = frozenset({"BatchPlaceHolds", "BatchCaptureHolds", "BatchReleaseHolds", "ReverseCapture"})
+CRITICAL = frozenset(
+    {"BatchPlaceHolds", "BatchCaptureHolds", "BatchReleaseHolds", "ReverseCapture", "BatchReverseCaptures"}
+)
 _SQL = Path(__file__).parent / "sql"
 _MIGRATIONS = _SQL / "migrations"
 

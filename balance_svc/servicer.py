@@ -151,12 +151,36 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
 
     async def ReverseCapture(self, request: pb.ReverseCaptureRequest, context: Any) -> pb.ReverseCaptureResponse:
         """Books a capture back."""
-        hold, reason = await self._holds.reverse(conversion.hold_id_of(request.hold_id))
+        ((hold, reason),) = await self._holds.reverse([conversion.hold_id_of(request.hold_id)])
         if reason != OK or hold is None:
             raise DomainError(
                 reason, "the capture cannot be reversed", metadata={"state": hold.state} if hold else None
             )
         return pb.ReverseCaptureResponse(hold=conversion.hold_message(hold))
+
+    async def BatchReverseCaptures(
+        self, request: pb.BatchReverseCapturesRequest, context: Any
+    ) -> pb.BatchReverseCapturesResponse:
+        """Books captures back, item by item."""
+        return pb.BatchReverseCapturesResponse(outcomes=await _by_id(self._reverse, request.hold_ids))
+
+    async def _reverse(self, hold_ids: Sequence[str]) -> list[Decision]:
+        """As the books decide, but what was never captured is told by one reason: its state tells the rest."""
+        return [
+            Decision(hold, ErrorReason.ERROR_REASON_HOLD_NOT_CAPTURED if hold and reason else reason)
+            for hold, reason in await self._holds.reverse(hold_ids)
+        ]
+
+    async def BatchGetHolds(self, request: pb.BatchGetHoldsRequest, context: Any) -> pb.BatchGetHoldsResponse:
+        """Reads holds."""
+        conversion.require_count("hold_ids", len(request.hold_ids), READS_MAX)
+        canonical = [canonical_uuid(hold_id) for hold_id in request.hold_ids]
+        wanted = list(dict.fromkeys(hold_id for hold_id in canonical if hold_id is not None))
+        await self._precedence.after()
+        found = await self._holds.read(wanted) if wanted else {}
+        return pb.BatchGetHoldsResponse(
+            holds=[conversion.hold_message(found[hold_id]) for hold_id in wanted if hold_id in found]
+        )
 
     async def ListHolds(self, request: pb.ListHoldsRequest, context: Any) -> pb.ListHoldsResponse:
         """A page of holds."""

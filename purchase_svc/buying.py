@@ -1,8 +1,8 @@
-"""Buying: from wishes to reserved units and durable purchases, in batches.
+"""Buying: from wishes to reserved units, or places in line, and durable purchases, in batches.
 
-Order of a batch: reserve units at the Inventory Service, then insert the purchases in one statement, then let them be
-queued. A crash in between leaves a reservation without a purchase: a repetition by the buyer completes it, or the
-sweeper ends it as FAILED.
+Order of a batch: reserve units at the Inventory Service, which puts those who find none and want to wait in line, then
+insert the purchases in one statement, then let those with units be queued. A crash in between leaves a reservation, or
+a place in line, without a purchase: a repetition by the buyer completes it, or the sweeper ends it as FAILED.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from mesh.batcher import Batcher
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
 from mesh.rate_bound import RateBound
-from purchase_svc.purchase import Outcome, Purchase, Wish, bought, decided_by_row, refused
+from purchase_svc.purchase import Outcome, Purchase, PurchaseState, Wish, bought, decided_by_row, refused
 from purchase_svc.purchase_book import Inserted, PurchaseBook, Terms
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def _reason_of_failed_call(error: DomainError) -> int:
 
 
 class Buying:
-    """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch once they are committed, and
-    must not wait or fail.
+    """Turns wishes into purchases. ``on_new`` is called with the purchases of each batch that have their units, once
+    they are committed, and must not wait or fail.
 
     At most ``in_flight_max`` batches are under way, of at most ``rate_max_per_s`` wishes a second (0: as fast as can
     be); at most ``waiting_max`` wishes wait or are under way, beyond that wishes are answered OVERLOADED, and so are
@@ -180,9 +180,16 @@ class Buying:
             decided, _ = await self._decide(wishes, deadline)
             return {(wish.purchase_id, wish.quantity): decided[wish.purchase_id] for wish in wishes}
         outcomes: dict[tuple[uuid.UUID, int], Outcome] = {}
-        undecided = {(wish.purchase_id, wish.quantity): wish for wish in wishes}
+        undecided: dict[tuple[uuid.UUID, int], Wish] = {}
+        for wish in wishes:
+            # Waiting is no part of the contents: if one of two that are alike would wait, their purchase may.
+            if wish.waitlist or (wish.purchase_id, wish.quantity) not in undecided:
+                undecided[wish.purchase_id, wish.quantity] = wish
         for _ in range(_CONTENTS_MAX):
-            first = {wish.purchase_id: wish for wish in reversed(undecided.values())}
+            # In the order in which they came: those who join the line stand in it in this order.
+            first: dict[uuid.UUID, Wish] = {}
+            for wish in undecided.values():
+                first.setdefault(wish.purchase_id, wish)
             decided, known = await self._decide(list(first.values()), deadline)
             for wish in first.values():
                 outcomes[wish.purchase_id, wish.quantity] = decided[wish.purchase_id]
@@ -201,15 +208,15 @@ class Buying:
         self, wishes: Sequence[Wish], deadline: float
     ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
         """The outcome of each wish, all of distinct ids, and the purchases that are known to exist."""
-        reasons, terms = await self._reserve(wishes, deadline)
+        reasons, terms, places = await self._reserve(wishes, deadline)
         failpoints.hit("purchase.reserved")
         reserved = [wish for wish, reason in zip(wishes, reasons, strict=True) if not reason]
         new: dict[uuid.UUID, Purchase] = {}
         try:
             if reserved:
-                inserted = await self._book.insert(reserved, terms)
+                inserted = await self._book.insert(reserved, terms, places)
                 failpoints.hit("purchase.recorded")
-                self._on_new(inserted)
+                self._on_new(_with_units(inserted) if places else inserted)
                 new = inserted.purchases
             # Whoever was refused may be a winner who repeats: if there is a purchase, it decides.
             in_doubt = [
@@ -222,15 +229,19 @@ class Buying:
             log.warning("purchases could not be recorded", purchases=len(wishes), reason=error.reason_name)
             rows = None
         outcomes = {
-            wish.purchase_id: self._outcome(wish, reason, new.get(wish.purchase_id), rows)
+            wish.purchase_id: self._outcome(
+                wish, reason, new.get(wish.purchase_id), rows, places.get(wish.purchase_id, 0)
+            )
             for wish, reason in zip(wishes, reasons, strict=True)
         }
         return outcomes, new | (rows or {})
 
     @staticmethod
-    def _outcome(wish: Wish, reason: int, new: Purchase | None, rows: dict[uuid.UUID, Purchase] | None) -> Outcome:
+    def _outcome(
+        wish: Wish, reason: int, new: Purchase | None, rows: dict[uuid.UUID, Purchase] | None, place: int
+    ) -> Outcome:
         if new is not None:
-            return bought(new)
+            return bought(new, place)
         if reason == _INVALID_ARGUMENT:
             return refused(wish, reason)
         if rows is None:
@@ -238,12 +249,15 @@ class Buying:
             return refused(wish, _R.ERROR_REASON_UNAVAILABLE)
         row = rows.get(wish.purchase_id)
         if row is not None:
-            return decided_by_row(wish, row)
+            return decided_by_row(wish, row, place)
         # Reserved, not inserted and not there: nothing deletes purchases, so this is a fault of the database.
         return refused(wish, reason or _INTERNAL)
 
-    async def _reserve(self, wishes: Sequence[Wish], deadline: float) -> tuple[list[int], dict[str, Terms]]:
-        """One ErrorReason per wish, 0 where units are reserved; and the terms of the sales reserved from."""
+    async def _reserve(
+        self, wishes: Sequence[Wish], deadline: float
+    ) -> tuple[list[int], dict[str, Terms], dict[uuid.UUID, int]]:
+        """One ErrorReason per wish, 0 where units are reserved or it waits in line; the terms of these sales; and the
+        places of those that wait."""
         request = inventory_pb.BatchReserveSharesRequest(
             items=[
                 inventory_pb.ReserveItem(
@@ -252,6 +266,7 @@ class Buying:
                     user_id=wish.user_id,
                     request_id=wish.request_id,
                     quantity=wish.quantity,
+                    join_waitlist=wish.waitlist,
                 )
                 for wish in wishes
             ]
@@ -261,11 +276,11 @@ class Buying:
             response = await self._inventory.BatchReserveShares(request, timeout=left_s)
         except grpc.aio.AioRpcError as error:
             log.warning("a reserve call failed", wishes=len(wishes), code=error.code().name)
-            return [_reason_of_failed_call(from_rpc_error(error))] * len(wishes), {}
+            return [_reason_of_failed_call(from_rpc_error(error))] * len(wishes), {}, {}
         asked = [item.reservation_id for item in request.items]
         if [outcome.reservation_id for outcome in response.outcomes] != asked:
             log.error("the inventory service answered other reservations than were asked for")
-            return [_R.ERROR_REASON_INTERNAL] * len(wishes), {}
+            return [_R.ERROR_REASON_INTERNAL] * len(wishes), {}, {}
         terms = {
             each.sale_id: Terms(each.unit_price.amount_minor, each.unit_price.currency_code)
             for each in response.sale_terms
@@ -274,4 +289,17 @@ class Buying:
             outcome.reason if outcome.reason or wish.sale_id in terms else _INTERNAL
             for wish, outcome in zip(wishes, response.outcomes, strict=True)
         ]
-        return reasons, terms
+        places = {
+            wish.purchase_id: outcome.waitlist_position
+            for wish, outcome in zip(wishes, response.outcomes, strict=True)
+            if outcome.waiting
+        }
+        return reasons, terms, places
+
+
+def _with_units(inserted: Inserted) -> Inserted:
+    """Without those that wait in line: there is nothing to settle of them yet."""
+    return Inserted(
+        {key: each for key, each in inserted.purchases.items() if each.state is PurchaseState.RESERVED},
+        inserted.batch_id,
+    )

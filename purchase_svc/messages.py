@@ -15,11 +15,20 @@ from mesh import page_token
 from mesh.errors import DomainError, invalid_argument, jittered_ms, suggested_retry_ms
 from mesh.identity import purchase_id
 from mesh.validation import Violations, canonical_uuid, is_name
-from purchase_svc.purchase import QUANTITY_MAX, REQUESTS_MAX, Outcome, Purchase, PurchaseState, Wish
+from purchase_svc.purchase import (
+    NO_PLACE,
+    QUANTITY_MAX,
+    REQUESTS_MAX,
+    Outcome,
+    Place,
+    Purchase,
+    PurchaseState,
+    Wish,
+)
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
 
 #: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
-_PAGE_BYTES_MAX = 2 * 1024 * 1024
+PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 _STATES: dict[PurchaseState, pb.PurchaseState.ValueType] = {
     state: pb.PurchaseState.Value(f"PURCHASE_STATE_{state}") for state in PurchaseState
@@ -33,6 +42,7 @@ _OF_A_SALE = frozenset(
         ErrorReason.ERROR_REASON_SOLD_OUT,
         ErrorReason.ERROR_REASON_SALE_NOT_OPEN,
         ErrorReason.ERROR_REASON_SALE_NOT_FOUND,
+        ErrorReason.ERROR_REASON_NOT_ELIGIBLE,
     }
 )
 
@@ -65,7 +75,7 @@ def _wish(request: pb.CreatePurchaseRequest) -> Wish | None:
         or not 1 <= quantity <= QUANTITY_MAX
     ):
         return None
-    return Wish(purchase_id(user_id, sale_id, request_id), user_id, sale_id, request_id, quantity)
+    return Wish(purchase_id(user_id, sale_id, request_id), user_id, sale_id, request_id, quantity, request.waitlist)
 
 
 def read_wishes(request: pb.BatchCreatePurchasesRequest) -> list[Wish | None]:
@@ -121,7 +131,7 @@ def write_page(purchases: Sequence[Purchase], limit: int, wanted: PurchaseFilter
     for purchase in purchases[:limit]:
         message = write_purchase(purchase)
         size_bytes += message.ByteSize()
-        if response.purchases and size_bytes > _PAGE_BYTES_MAX:
+        if response.purchases and size_bytes > PAGE_BYTES_MAX:
             break
         response.purchases.append(message)
     if len(response.purchases) < len(purchases):
@@ -129,8 +139,8 @@ def write_page(purchases: Sequence[Purchase], limit: int, wanted: PurchaseFilter
     return response
 
 
-def write_purchase(purchase: Purchase) -> pb.Purchase:
-    """The purchase as the contract shows it."""
+def write_purchase(purchase: Purchase, place: Place = NO_PLACE) -> pb.Purchase:
+    """The purchase as the contract shows it, with its place in line."""
     return pb.Purchase(
         purchase_id=str(purchase.purchase_id),
         user_id=purchase.user_id,
@@ -139,23 +149,29 @@ def write_purchase(purchase: Purchase) -> pb.Purchase:
         quantity=purchase.quantity,
         amount=Money(amount_minor=purchase.amount_minor, currency_code=purchase.currency_code),
         state=_STATES[purchase.state],
-        reason=_reason(purchase.reason),
-        share_numbers=purchase.share_numbers,
-        create_time=_timestamp(purchase.create_time),
-        update_time=_timestamp(purchase.update_time),
+        reason=write_reason(purchase.reason),
+        # Those of a refund under way may be somebody else's already.
+        share_numbers=purchase.share_numbers if purchase.state is PurchaseState.CONFIRMED else (),
+        create_time=write_time(purchase.create_time),
+        update_time=write_time(purchase.update_time),
+        waitlist_position=place.position,
+        estimated_wait_s=place.estimated_wait_s,
     )
 
 
-def write_outcome(outcome: Outcome | None) -> pb.CreatePurchaseOutcome:
-    """An item's answer; None: the item was malformed."""
+def write_outcome(outcome: Outcome | None, place: Place = NO_PLACE) -> pb.CreatePurchaseOutcome:
+    """An item's answer, with its place in line; None: the item was malformed."""
     if outcome is None:
         return pb.CreatePurchaseOutcome(reason=ErrorReason.ERROR_REASON_INVALID_ARGUMENT)
     if outcome.purchase is not None:
         assert not outcome.reason
-        return pb.CreatePurchaseOutcome(purchase_id=str(outcome.purchase_id), state=_STATES[outcome.purchase.state])
+        answer = pb.CreatePurchaseOutcome(purchase_id=str(outcome.purchase_id), state=_STATES[outcome.purchase.state])
+        if place is not NO_PLACE:
+            answer.waitlist_position, answer.estimated_wait_s = place
+        return answer
     assert outcome.reason
     return pb.CreatePurchaseOutcome(
-        reason=_reason(outcome.reason),
+        reason=write_reason(outcome.reason),
         purchase_id=str(outcome.purchase_id),
         retry_after_ms=jittered_ms(suggested_retry_ms(outcome.reason)),
     )
@@ -171,24 +187,33 @@ def write_summary(summary: SaleSummary, queued_messages: int, dead_letters: int)
     response = pb.SummarizeSaleResponse(queued_messages=queued_messages, dead_letters=dead_letters)
     for count in summary.counts:
         response.counts.add(
-            state=_STATES[count.state],
-            reason=_reason(count.reason),
+            state=write_state(count.state),
+            reason=write_reason(count.reason),
             purchases=count.purchases,
             units=count.units,
         )
     if summary.first_claim_time is not None:
-        response.first_claim_time.CopyFrom(_timestamp(summary.first_claim_time))
+        response.first_claim_time.CopyFrom(write_time(summary.first_claim_time))
     if summary.last_final_time is not None:
-        response.last_final_time.CopyFrom(_timestamp(summary.last_final_time))
+        response.last_final_time.CopyFrom(write_time(summary.last_final_time))
+    if summary.oldest_unsettled_time is not None:
+        response.oldest_unsettled_time.CopyFrom(write_time(summary.oldest_unsettled_time))
     return response
 
 
-def _reason(number: int) -> "ErrorReason.ValueType":
+def write_state(state: PurchaseState) -> pb.PurchaseState.ValueType:
+    """The state as the contract names it."""
+    return _STATES[state]
+
+
+def write_reason(number: int) -> "ErrorReason.ValueType":
+    """The number of an ErrorReason as messages take it."""
     # A cast, because ErrorReason looks every attribute up by name, which costs more than all else about an outcome.
     return cast("ErrorReason.ValueType", number)
 
 
-def _timestamp(moment: datetime) -> Timestamp:
+def write_time(moment: datetime) -> Timestamp:
+    """The time as the contract has it."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp

@@ -67,11 +67,8 @@ async def replay_dead_letters(settings: SettlementSettings, say: Say, most: int)
         publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name=_PUBLISHER))
         replaying = Replaying(PurchaseBook(pool), SettlementBook(pool), publisher)
         box = await stack.enter_async_context(open_dead_letters(settings.amqp_url))
-        async for letter, taken in box.letters(most):
+        async for letter, outcome in replaying.replay_from(box, most):
             place += 1
-            outcome = await replaying.replay(letter)
-            if outcome.settled:
-                await box.remove(taken)
             replayed += outcome.purchases
             stay += bool(outcome.why_stays)
             if outcome.why_stays and stay <= SHOWN_MAX:

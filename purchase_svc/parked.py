@@ -46,6 +46,24 @@ def _never_placed(release: Answer) -> bool:
     return release.known and release.reason == ErrorReason.ERROR_REASON_HOLD_NOT_FOUND
 
 
+async def replay_parked(
+    parked: ParkedBook, settlement: SettlementBook, publisher: SettlementPublisher, ids: Sequence[uuid.UUID]
+) -> tuple[set[uuid.UUID], bool]:
+    """Lets workers try these again, as if never tried; those of them that were PARKED, and whether all of those are
+    queued: what is not, the sweeper queues. Raises UNAVAILABLE when PostgreSQL is away."""
+    replayed = await parked.replay(ids)
+    groups: dict[int, list[uuid.UUID]] = defaultdict(list)
+    for purchase_id, partition in replayed.items():
+        groups[partition].append(purchase_id)
+    for partition, some in groups.items():
+        try:
+            await publisher.publish(partition, some)
+            await settlement.mark_requeued(some)
+        except DomainError:
+            return set(replayed), False
+    return set(replayed), True
+
+
 class ParkedPurchases:
     """Ends parked purchases. May run beside the workers and beside itself; all is repeatable.
 
@@ -68,18 +86,9 @@ class ParkedPurchases:
 
     async def replay(self, ids: Sequence[uuid.UUID], publisher: SettlementPublisher) -> tuple[Verdicts, bool]:
         """Lets workers try again, as if never tried. Also whether all is queued: what is not, the sweeper queues."""
-        replayed = await self._parked.replay(ids)
+        replayed, queued = await replay_parked(self._parked, self._settlement, publisher, ids)
         verdicts = dict.fromkeys(replayed, "") | await self._not_parked(set(ids).difference(replayed))
-        groups: dict[int, list[uuid.UUID]] = defaultdict(list)
-        for purchase_id, partition in replayed.items():
-            groups[partition].append(purchase_id)
-        for partition, some in groups.items():
-            try:
-                await publisher.publish(partition, some)
-                await self._settlement.mark_requeued(some)
-            except DomainError:
-                return verdicts, False
-        return verdicts, True
+        return verdicts, queued
 
     async def fail(self, ids: Sequence[uuid.UUID]) -> Verdicts:
         """Ends up to ``pace.batch_max`` purchases as FAILED: hold closed, then units given back, then the state."""

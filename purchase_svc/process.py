@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from mesh import migrations
@@ -18,18 +19,25 @@ from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 from purchase_svc.buying import Buying
+from purchase_svc.history_book import HistoryBook
+from purchase_svc.operator_desk import OperatorDesk
+from purchase_svc.places import Places
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER, PurchaseBook
 from purchase_svc.queue_writer import QueueWriter
+from purchase_svc.receipts import Receipts
+from purchase_svc.refund_book import RefundBook
 from purchase_svc.servicer import PurchaseServicer
 from purchase_svc.settings import PREFIX, MigrateSettings, ServeSettings
 from purchase_svc.settlement_publisher import SettlementPublisher
+from purchase_svc.statements import Statements
 from purchase_svc.summaries import Summaries
 from purchase_svc.watching import Watching
 
 log = get_logger(__name__)
 
-#: Shed last: who has bought already is told how it stands and may cancel, however many want to buy.
-CRITICAL = frozenset({"GetPurchase", "ListPurchases", "CancelPurchase"})
+#: Shed last: who has bought already is told how it stands, and may cancel or be refunded, however many want
+#: to buy.
+CRITICAL = frozenset({"GetPurchase", "ListPurchases", "CancelPurchase", "RefundPurchase", "GetReceipt"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Running:
 async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
     """Serves until left; then refuses new calls, ends what is under way, and queues what was bought last.
 
-    Starts while RabbitMQ or the Inventory Service is away. Raises SettingsError on an unmigrated database.
+    Starts while RabbitMQ or the other services are away. Raises SettingsError on an unmigrated database.
     """
     await migrations.require_migrated(settings.database_url, MIGRATIONS_FOLDER)
     metrics = Metrics()
@@ -59,16 +67,20 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
         read_pool = await stack.enter_async_context(
             open_pool(settings.database_url, name="purchase-read", size=settings.read_pool_size)
         )
-        channel = open_channel(settings.inventory_target, ChannelMetrics(metrics))
+        calls = ChannelMetrics(metrics)
+        channel, balance_channel = (
+            open_channel(target, calls) for target in (settings.inventory_target, settings.balance_target)
+        )
         stack.push_async_callback(channel.close)
+        stack.push_async_callback(balance_channel.close)
         # Connects now and without waiting, so that the first buyer need not.
         channel.get_state(try_to_connect=True)
-        inventory = InventoryServiceStub(channel)
+        inventory, balance = InventoryServiceStub(channel), BalanceServiceStub(balance_channel)
         publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="purchase-serve"))
 
         tasks = Background()
         stack.push_async_callback(tasks.stop)
-        read_book = PurchaseBook(read_pool)
+        read_book, histories = PurchaseBook(read_pool), HistoryBook(read_pool)
         writer = QueueWriter(read_book, publisher, unqueued_max=settings.unqueued_max)
         stack.push_async_callback(writer.end, tasks.start(writer.run(), "queue writer"))
         watching = Watching(read_book, watches_max=settings.watches_max, interval_ms=settings.watch_interval_ms)
@@ -87,8 +99,14 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
             buying,
             watching,
             Summaries(read_book, publisher),
+            Places(inventory, rate_per_s=settings.waitlist_rate_per_s),
+            RefundBook(read_pool),
+            Receipts(histories, inventory, balance),
+            Statements(read_book, histories, inventory),
+            OperatorDesk(read_pool, publisher, settings.amqp_url),
             inventory,
             buy_timeout_s=settings.buy_timeout_ms / 1000,
+            refund_window_s=settings.refund_window_s,
         )
         server = await stack.enter_async_context(
             GrpcServer(

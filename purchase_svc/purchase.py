@@ -22,34 +22,43 @@ QUANTITY_MAX = 1_000
 class PurchaseState(StrEnum):
     """Where a purchase is in its life; the value is how SQL stores it and what the contract's enum ends in."""
 
+    WAITLISTED = "WAITLISTED"
     RESERVED = "RESERVED"
     SETTLING = "SETTLING"
     CONFIRMED = "CONFIRMED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     PARKED = "PARKED"
+    REFUNDING = "REFUNDING"
+    REFUNDED = "REFUNDED"
 
     @property
     def final(self) -> bool:
-        """Whether the purchase never changes again."""
+        """Whether the purchase never changes again by itself: CONFIRMED does when its buyer asks for a refund."""
         return self in FINAL_STATES
 
 
-FINAL_STATES = frozenset({PurchaseState.CONFIRMED, PurchaseState.FAILED, PurchaseState.CANCELLED})
-#: States that the sweeper drives on.
-UNFINISHED_STATES = frozenset({PurchaseState.RESERVED, PurchaseState.SETTLING})
-
 _S = PurchaseState
-#: A cancel wins only before a worker has claimed the purchase. SETTLING to itself is a worker that takes over after a
-#: crash. PARKED is left by an operator: replayed, or failed once its hold is closed. A replay does not go back to
-#: RESERVED, where a cancel could still win over money that a worker has captured.
+FINAL_STATES = frozenset({_S.CONFIRMED, _S.FAILED, _S.CANCELLED, _S.REFUNDED})
+#: States that somebody drives on: the sweeper, the waitlist follower or the refunder.
+UNFINISHED_STATES = frozenset({_S.WAITLISTED, _S.RESERVED, _S.SETTLING, _S.REFUNDING})
+#: States in which a purchase owns no shares and has cost nothing in the end, for good.
+NON_WINS = frozenset({_S.FAILED, _S.CANCELLED, _S.REFUNDED})
+
+#: Who waits in line is promoted, leaves, or fails because the sale is closed; whoever is cancelled there is never
+#: promoted. A cancel wins only before a worker has claimed the purchase. SETTLING to itself is a worker that takes over
+#: after a crash. PARKED is left by an operator: replayed, or failed once its hold is closed. A replay does not go back
+#: to RESERVED, where a cancel could still win over money that a worker has captured.
 _STEPS: dict[PurchaseState, frozenset[PurchaseState]] = {
+    _S.WAITLISTED: frozenset({_S.RESERVED, _S.CANCELLED, _S.FAILED}),
     _S.RESERVED: frozenset({_S.SETTLING, _S.CANCELLED}),
     _S.SETTLING: frozenset({_S.SETTLING, _S.CONFIRMED, _S.FAILED, _S.PARKED}),
     _S.PARKED: frozenset({_S.SETTLING, _S.FAILED}),
-    _S.CONFIRMED: frozenset(),
+    _S.CONFIRMED: frozenset({_S.REFUNDING}),
+    _S.REFUNDING: frozenset({_S.REFUNDED}),
     _S.FAILED: frozenset(),
     _S.CANCELLED: frozenset(),
+    _S.REFUNDED: frozenset(),
 }
 
 
@@ -66,6 +75,8 @@ class Wish(NamedTuple):
     sale_id: str
     request_id: str
     quantity: int
+    #: Whether to wait in line if there are too few units; no part of what makes two requests the same.
+    waitlist: bool = False
 
     @property
     def partition(self) -> int:
@@ -88,7 +99,7 @@ class Purchase(NamedTuple):
     state: PurchaseState
     #: ErrorReason of a FAILED or PARKED purchase, otherwise 0.
     reason: int
-    #: Ascending; empty unless CONFIRMED.
+    #: Ascending; empty unless CONFIRMED, or REFUNDING: then they may be somebody else's already.
     share_numbers: tuple[int, ...]
     #: Times a worker has claimed it.
     attempts: int
@@ -110,6 +121,18 @@ class Purchase(NamedTuple):
         )
 
 
+class Place(NamedTuple):
+    """A place in line as the contract tells it."""
+
+    #: 1 for the next to be served; 0: it does not wait, or its place is not known.
+    position: int = 0
+    #: When its turn may come, seconds from now; 0 without a place.
+    estimated_wait_s: int = 0
+
+
+NO_PLACE = Place()
+
+
 class Outcome(NamedTuple):
     """The answer to one wish: the purchase as it is now, or why there is none. Made by ``bought`` and ``refused``."""
 
@@ -117,11 +140,13 @@ class Outcome(NamedTuple):
     #: ErrorReason; 0 when there is a purchase.
     reason: int = ErrorReason.ERROR_REASON_UNSPECIFIED
     purchase: Purchase | None = None
+    #: Place in line, from 1 on; 0 when it does not wait or its place is not known.
+    place: int = 0
 
 
-def bought(purchase: Purchase) -> Outcome:
-    """The purchase is the answer, whatever its state."""
-    return Outcome(purchase.purchase_id, purchase=purchase)
+def bought(purchase: Purchase, place: int = 0) -> Outcome:
+    """The purchase is the answer, whatever its state; ``place`` counts only while it waits."""
+    return Outcome(purchase.purchase_id, purchase=purchase, place=place if purchase.state is _S.WAITLISTED else 0)
 
 
 def refused(wish: Wish, reason: int) -> Outcome:
@@ -130,8 +155,8 @@ def refused(wish: Wish, reason: int) -> Outcome:
     return Outcome(wish.purchase_id, reason)
 
 
-def decided_by_row(wish: Wish, row: Purchase) -> Outcome:
+def decided_by_row(wish: Wish, row: Purchase, place: int = 0) -> Outcome:
     """The answer when a purchase of this id exists, whatever anybody else says: a winner is never told it lost."""
     if not row.same_contents(wish):
         return refused(wish, ErrorReason.ERROR_REASON_REQUEST_ID_REUSED)
-    return bought(row)
+    return bought(row, place)

@@ -1,7 +1,7 @@
 """Purchases in SQL: inserting, reading, cancelling, counting. Every statement may be repeated without harm."""
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,10 @@ from purchase_svc.purchase import Purchase, PurchaseState, Wish
 SQL_FOLDER = Path(__file__).parent / "sql"
 MIGRATIONS_FOLDER = SQL_FOLDER / "migrations"
 
-_SMALLEST_ID = uuid.UUID(int=0)
+SMALLEST_ID = uuid.UUID(int=0)
 _STATES = {state.value: state for state in PurchaseState}
+_RESERVED, _WAITLISTED = PurchaseState.RESERVED, PurchaseState.WAITLISTED
+_UNSETTLED = frozenset({PurchaseState.RESERVED, PurchaseState.SETTLING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """The purchases that one INSERT made, by id, and the number of their batch."""
+    """The purchases that one INSERT made, by id, and the number of their batch; those in line are of no batch."""
 
     purchases: dict[uuid.UUID, Purchase]
     batch_id: int
@@ -44,6 +46,8 @@ class PurchaseCount:
     reason: int
     purchases: int
     units: int
+    #: What they cost together, minor units.
+    amount_minor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class SaleSummary:
     counts: tuple[PurchaseCount, ...]
     first_claim_time: datetime | None
     last_final_time: datetime | None
+    #: Since when the oldest that is RESERVED or SETTLING has had its units.
+    oldest_unsettled_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,11 @@ class PurchaseBook:
         self._pool = pool
         self._queries = Queries(SQL_FOLDER)
 
-    async def insert(self, wishes: Sequence[Wish], terms: Mapping[str, Terms]) -> Inserted:
-        """Makes purchases in state RESERVED, in one statement; returns those that are new.
+    async def insert(
+        self, wishes: Sequence[Wish], terms: Mapping[str, Terms], waiting: Container[uuid.UUID] = ()
+    ) -> Inserted:
+        """Makes purchases in state RESERVED, or WAITLISTED if their id is among ``waiting``, in one statement; returns
+        those that are new.
 
         ``wishes`` have distinct ids; ``terms`` has every sale of theirs.
         """
@@ -94,6 +103,7 @@ class PurchaseBook:
             "amounts_minor": [wish.quantity * cost.price_minor for wish, cost in zip(wishes, costs, strict=True)],
             "currency_codes": [cost.currency_code for cost in costs],
             "partitions": partitions,
+            "waitlisted": [wish.purchase_id in waiting for wish in wishes],
         }
         rows = await run_statement(self._pool, self._queries.insert_purchases, parameters)
         times: dict[str, datetime] = {row[0]: row[1] for row in rows}
@@ -111,7 +121,7 @@ class PurchaseBook:
                     amount_minor=wish.quantity * cost.price_minor,
                     currency_code=cost.currency_code,
                     partition=partition,
-                    state=PurchaseState.RESERVED,
+                    state=_WAITLISTED if wish.purchase_id in waiting else _RESERVED,
                     reason=0,
                     share_numbers=(),
                     attempts=0,
@@ -119,7 +129,7 @@ class PurchaseBook:
                     create_time=moment,
                     update_time=moment,
                 )
-        return Inserted(new, rows[0][2] if rows else 0)
+        return Inserted(new, max((row[2] for row in rows), default=0))
 
     async def get_many(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Purchase]:
         """The purchases that exist, by id."""
@@ -152,13 +162,13 @@ class PurchaseBook:
             "sale_id": wanted.sale_id,
             "user_id": wanted.user_id,
             "state": wanted.state.value if wanted.state else None,
-            "after": after or _SMALLEST_ID,
+            "after": after or SMALLEST_ID,
             "limit": limit,
         }
         return [purchase_from_row(row) for row in await run_statement(self._pool, query, parameters)]
 
     async def cancel(self, purchase_id: uuid.UUID, user_id: str) -> Purchase:
-        """RESERVED -> CANCELLED with cleanup pending; one that is CANCELLED already is returned as it is.
+        """WAITLISTED or RESERVED -> CANCELLED with cleanup pending; one that is CANCELLED already is returned as it is.
 
         Raises PURCHASE_NOT_FOUND, or PURCHASE_NOT_CANCELLABLE from every other state.
         """
@@ -189,7 +199,8 @@ class PurchaseBook:
         """Counts a sale's purchases by state and reason."""
         rows = await run_statement(self._pool, self._queries.summarize_sale, {"sale_id": sale_id})
         return SaleSummary(
-            counts=tuple(PurchaseCount(PurchaseState(row[0]), row[1], row[2], row[3]) for row in rows),
-            first_claim_time=min((row[4] for row in rows if row[4] is not None), default=None),
-            last_final_time=max((row[5] for row in rows if row[5] is not None), default=None),
+            counts=tuple(PurchaseCount(PurchaseState(row[0]), *row[1:5]) for row in rows),
+            first_claim_time=min((row[5] for row in rows if row[5] is not None), default=None),
+            last_final_time=max((row[6] for row in rows if row[6] is not None), default=None),
+            oldest_unsettled_time=min((row[7] for row in rows if row[0] in _UNSETTLED), default=None),
         )

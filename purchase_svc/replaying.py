@@ -2,9 +2,11 @@
 
 import uuid
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from purchase_svc.dead_letter import DeadLetter
+from purchase_svc.dead_letter_box import DeadLetterBox
 from purchase_svc.purchase_book import PurchaseBook
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_publisher import SettlementPublisher
@@ -30,6 +32,14 @@ class Replaying:
         self._purchases = purchases
         self._settlement = settlement
         self._publisher = publisher
+
+    async def replay_from(self, box: DeadLetterBox, most: int) -> AsyncIterator[tuple[DeadLetter, Replayed]]:
+        """Replays up to ``most`` letters, the oldest first, each once, and removes those that are settled."""
+        async for letter, taken in box.letters(most):
+            outcome = await self.replay(letter)
+            if outcome.settled:
+                await box.remove(taken)
+            yield letter, outcome
 
     async def replay(self, letter: DeadLetter) -> Replayed:
         """Queues those of its purchases that have a row, by the row's partition, whatever the letter says.

@@ -30,7 +30,15 @@ from purchase_svc.messages import (
     write_purchase,
     write_summary,
 )
+from purchase_svc.operator_desk import OperatorDesk
+from purchase_svc.operator_servicer import OperatorCalls
+from purchase_svc.places import Places
+from purchase_svc.purchase import NO_PLACE
 from purchase_svc.purchase_book import PurchaseBook
+from purchase_svc.receipt_messages import write_receipt
+from purchase_svc.receipts import Receipts
+from purchase_svc.refund_book import RefundBook
+from purchase_svc.statements import Statements
 from purchase_svc.summaries import Summaries
 from purchase_svc.watching import Watching
 
@@ -43,7 +51,7 @@ log = get_logger(__name__)
 _RELEASE_TIMEOUT_S = 1.0
 
 
-class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
+class PurchaseServicer(OperatorCalls):
     """Errors are raised as DomainError; the server's interceptor makes a status of them."""
 
     def __init__(
@@ -52,16 +60,27 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
         buying: Buying,
         watching: Watching,
         summaries: Summaries,
+        places: Places,
+        refunds: RefundBook,
+        receipts: Receipts,
+        statements: Statements,
+        desk: OperatorDesk,
         inventory: "InventoryServiceAsyncStub",
         *,
         buy_timeout_s: float,
+        refund_window_s: int,
     ) -> None:
+        super().__init__(statements, desk)
         self._book = book
         self._buying = buying
         self._watching = watching
         self._summaries = summaries
+        self._places = places
+        self._refunds = refunds
+        self._receipts = receipts
         self._inventory = inventory
         self._buy_timeout_s = buy_timeout_s
+        self._refund_window_s = refund_window_s
 
     @property
     def registration(self) -> Registration:
@@ -75,7 +94,8 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
         (outcome,) = await self._buying.buy([wish], timeout_s(context, self._buy_timeout_s))
         if outcome.purchase is None:
             raise refusal(wish, outcome.reason)
-        return pb.CreatePurchaseResponse(purchase=write_purchase(outcome.purchase))
+        (place,) = await self._places.of_outcomes([outcome])
+        return pb.CreatePurchaseResponse(purchase=write_purchase(outcome.purchase, place))
 
     async def BatchCreatePurchases(
         self, request: pb.BatchCreatePurchasesRequest, context: Any
@@ -83,15 +103,17 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
         """See the contract."""
         wishes = read_wishes(request)
         good = [wish for wish in wishes if wish is not None]
-        outcomes = iter(await self._buying.buy(good, timeout_s(context, self._buy_timeout_s)) if good else [])
+        outcomes = await self._buying.buy(good, timeout_s(context, self._buy_timeout_s)) if good else []
+        answers = map(write_outcome, outcomes, await self._places.of_outcomes(outcomes))
         return pb.BatchCreatePurchasesResponse(
-            outcomes=[write_outcome(None if wish is None else next(outcomes)) for wish in wishes]
+            outcomes=[write_outcome(None) if wish is None else next(answers) for wish in wishes]
         )
 
     async def GetPurchase(self, request: pb.GetPurchaseRequest, context: Any) -> pb.GetPurchaseResponse:
         """See the contract."""
         purchase_id = read_purchase_id(request.purchase_id, request.user_id)
-        return pb.GetPurchaseResponse(purchase=write_purchase(await self._book.get(purchase_id, request.user_id)))
+        purchase = await self._book.get(purchase_id, request.user_id)
+        return pb.GetPurchaseResponse(purchase=write_purchase(purchase, await self._places.of(purchase)))
 
     async def ListPurchases(self, request: pb.ListPurchasesRequest, context: Any) -> pb.ListPurchasesResponse:
         """See the contract."""
@@ -103,9 +125,12 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
     ) -> AsyncIterator[pb.WatchPurchaseResponse]:
         """See the contract."""
         purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        first = True
         async with aclosing(self._watching.watch(purchase_id, request.user_id)) as purchases:
             async for purchase in purchases:
-                yield pb.WatchPurchaseResponse(purchase=write_purchase(purchase))
+                place = await self._places.of(purchase) if first else NO_PLACE
+                first = False
+                yield pb.WatchPurchaseResponse(purchase=write_purchase(purchase, place))
 
     async def CancelPurchase(self, request: pb.CancelPurchaseRequest, context: Any) -> pb.CancelPurchaseResponse:
         """See the contract."""
@@ -115,6 +140,19 @@ class PurchaseServicer(pb_grpc.PurchaseServiceServicer):
         if purchase.cleanup_pending:
             await self._give_back(purchase_id, timeout_s(context, _RELEASE_TIMEOUT_S))
         return pb.CancelPurchaseResponse(purchase=write_purchase(purchase))
+
+    async def RefundPurchase(self, request: pb.RefundPurchaseRequest, context: Any) -> pb.RefundPurchaseResponse:
+        """See the contract."""
+        purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        purchase = await self._refunds.begin(purchase_id, request.user_id, window_s=self._refund_window_s)
+        failpoints.hit("purchase.refunding")
+        return pb.RefundPurchaseResponse(purchase=write_purchase(purchase))
+
+    async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
+        """See the contract."""
+        purchase_id = read_purchase_id(request.purchase_id, request.user_id)
+        receipt = await self._receipts.of(purchase_id, request.user_id)
+        return write_receipt(receipt, await self._places.of(receipt.history.purchase))
 
     async def SummarizeSale(self, request: pb.SummarizeSaleRequest, context: Any) -> pb.SummarizeSaleResponse:
         """See the contract."""

@@ -22,6 +22,7 @@ class ServeSettings:
     database_url: str = setting("postgresql:// URL of the purchase database", secret=True)
     amqp_url: str = setting("amqp:// URL of RabbitMQ", secret=True)
     inventory_target: str = setting("gRPC target of the Inventory Service")
+    balance_target: str = setting("gRPC target of the Balance Service, for receipts")
     listen: str = setting("host:port to serve on", default="127.0.0.1:7053")
     metrics_listen: str = setting(LISTEN_HELP, default="")
     calls_max: int = setting(
@@ -37,5 +38,14 @@ class ServeSettings:
     watches_max: int = setting("most WatchPurchase streams", default=5_000, minimum=1, maximum=100_000)
     watch_interval_ms: int = setting("pause between looks at watched purchases", default=100, minimum=10, maximum=5_000)
     unqueued_max: int = setting("most purchases kept for publishing", default=50_000, minimum=1, maximum=1_000_000)
+    waitlist_rate_per_s: float = setting(
+        "purchases/s at which those in line are told that they will be served", default=500.0, minimum=0.001
+    )
+    refund_window_s: int = setting(
+        "time after its confirmation within which a purchase may be refunded, seconds",
+        default=14 * 24 * 3600,
+        minimum=0,
+        maximum=10 * 366 * 24 * 3600,
+    )
     grace_s: float = setting("time that calls under way get at the end, seconds", default=5.0, minimum=0, maximum=60)
     reflection: bool = setting("serve gRPC reflection", default=True)

@@ -18,9 +18,12 @@ from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
 from purchase_svc.abandoned import AbandonedSearch
 from purchase_svc.backlog import Backlog
+from purchase_svc.leased_rounds import Lease, LeasedRounds
 from purchase_svc.pacing import Pace, TokenBucket
 from purchase_svc.purchase import PARTITIONS
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER
+from purchase_svc.refund_book import RefundBook
+from purchase_svc.refunder import Refunder
 from purchase_svc.settlement import Settlement
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_lane import Lane
@@ -31,14 +34,16 @@ from purchase_svc.settlement_settings import PREFIX, SettlementSettings
 from purchase_svc.settlement_worker import SettlementWorker
 from purchase_svc.sweep_book import SweepBook
 from purchase_svc.sweeper import Sweeper, SweepTimes
+from purchase_svc.waitlist_book import WaitlistBook
+from purchase_svc.waitlist_follower import WaitlistFollower
 
 log = get_logger(__name__)
 
 _SUMMARY_INTERVAL_S = 5.0
 _PREFETCH_MAX = 16
 _IN_HAND_S_MAX = 600
-#: The sweeper and the notes of retries never wait behind lanes for a connection.
-_SWEEP_POOL_SIZE = 2
+#: The sweeper, the waitlist follower, the refunder and the notes of retries never wait behind lanes for a connection.
+_SWEEP_POOL_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ async def _open_services(settings: SettlementSettings, metrics: Metrics) -> Asyn
 
 @asynccontextmanager
 async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]:
-    """Settles and sweeps until left; then ends the batches under way and gives the partitions back.
+    """Settles, sweeps, follows the waitlist and refunds until left; then ends what is under way and gives the partitions
+    back.
 
     Starts while RabbitMQ, inventory or balance are away. Raises SettingsError on an unmigrated database.
     """
@@ -159,9 +165,21 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
         tasks.keep(Backlog(sweep_book, publisher, metrics).run(), "backlog")
         tasks.keep(_summarize(settlement), "summary")
         stack.push_async_callback(_end, sweeper.stop, tasks.start(sweeper.run(), "sweeper"), settings.grace_s)
+        follower = WaitlistFollower(
+            WaitlistBook(sweep_pool),
+            sweep_book,
+            retry_book,
+            services,
+            publisher,
+            abandoned_after_s=settings.abandoned_after_ms / 1000,
+        )
+        refunder = Refunder(RefundBook(sweep_pool), services)
+        for name, work in (("waitlist", follower.follow), ("refunds", refunder.refund)):
+            rounds = LeasedRounds(name, Lease(sweep_pool, name), work)
+            stack.push_async_callback(_end, rounds.stop, tasks.start(rounds.run(), name), settings.grace_s)
         # The worker's own grace time ends its lanes; what is added is for leaving the broker.
-        work = tasks.start(worker.run(), "worker")
-        stack.push_async_callback(_end, worker.stop, work, settings.grace_s + 5.0)
+        working = tasks.start(worker.run(), "worker")
+        stack.push_async_callback(_end, worker.stop, working, settings.grace_s + 5.0)
         metrics.show(settings.metrics_listen)
         await server.serving()
         yield Running(server.port, settlement, worker, sweeper, tasks.crashed)

@@ -89,6 +89,53 @@ class SettlementServices:
 
         return await _ask("release reservations", call, ids)
 
+    async def reverse_captures(self, ids: Sequence[uuid.UUID]) -> Answers:
+        """Books captured money back to its owner."""
+
+        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+            request = balance_pb.BatchReverseCapturesRequest(hold_ids=map(str, some))
+            response = await self._balance.BatchReverseCaptures(request, timeout=self._timeout_s)
+            return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
+
+        return await _ask("reverse captures", call, ids)
+
+    async def list_outcomes(self, page_size: int) -> Sequence[inventory_pb.WaitlistEntry]:
+        """The oldest outcomes of the waitlist that are not acknowledged yet. Raises DomainError."""
+        request = inventory_pb.ListWaitlistOutcomesRequest(page_size=page_size)
+        try:
+            return (await self._inventory.ListWaitlistOutcomes(request, timeout=self._timeout_s)).entries
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def acknowledge_outcomes(self, ids: Sequence[uuid.UUID]) -> None:
+        """Notes that up to 1,000 outcomes have been taken in. Raises DomainError."""
+        request = inventory_pb.BatchAcknowledgeWaitlistOutcomesRequest(reservation_ids=map(str, ids))
+        try:
+            await self._inventory.BatchAcknowledgeWaitlistOutcomes(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def list_waiting(self, sale_id: str, *, page_size: int, page_token: str) -> inventory_pb.ListWaitlistResponse:
+        """A page of those who wait in a sale's line, in its order. Raises DomainError."""
+        request = inventory_pb.ListWaitlistRequest(
+            sale_id=sale_id,
+            state=inventory_pb.WAITLIST_STATE_WAITING,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        try:
+            return await self._inventory.ListWaitlist(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def get_sale(self, sale_id: str) -> inventory_pb.Sale:
+        """The sale. Raises DomainError."""
+        request = inventory_pb.GetSaleRequest(sale_id=sale_id)
+        try:
+            return (await self._inventory.GetSale(request, timeout=self._timeout_s)).sale
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
     async def list_sales(self, page_size: int, page_token: str) -> inventory_pb.ListSalesResponse:
         """A page of sales, newest first. Raises DomainError."""
         request = inventory_pb.ListSalesRequest(page_size=page_size, page_token=page_token)

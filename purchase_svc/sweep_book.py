@@ -1,16 +1,16 @@
 """Purchases in SQL as the sweeper sees them: what is unfinished, what is left to clean up, what is missing."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.postgres import Pool, Queries, run_statement
+from purchase_svc.leased_rounds import Lease
 from purchase_svc.purchase import Wish
 from purchase_svc.purchase_book import SQL_FOLDER, Terms
-
-_LEASE = "sweep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,8 @@ class SweepBook:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._queries = Queries(SQL_FOLDER)
-        self._holder = uuid.uuid4()
-
-    async def take_lease(self, ttl_s: float) -> bool:
-        """Whether this process is the one that sweeps, for the next ``ttl_s`` seconds."""
-        parameters = {"lease_name": _LEASE, "holder": self._holder, "ttl_s": ttl_s}
-        return bool(await run_statement(self._pool, self._queries.take_lease, parameters))
-
-    async def give_back_lease(self) -> None:
-        """Lets another process sweep at once."""
-        await run_statement(self._pool, self._queries.give_back_lease, {"lease_name": _LEASE, "holder": self._holder})
+        #: Who has it is the one that sweeps.
+        self.lease = Lease(pool, "sweep")
 
     async def waiting(self) -> Waiting:
         """What is not settled yet."""
@@ -94,6 +86,14 @@ class SweepBook:
                 self._pool, self._queries.list_missing, {"purchase_ids": list(map(str, ids))}
             )
         }
+
+    async def list_joined_without_purchase(
+        self, joined: Mapping[uuid.UUID, datetime], *, age_s: float
+    ) -> dict[uuid.UUID, bool]:
+        """Of those who joined a line, each with the time by the Inventory Service's database, those that no purchase
+        has: whether they joined more than ``age_s`` seconds ago, by this database's clock."""
+        parameters = {"purchase_ids": list(map(str, joined)), "join_times": list(joined.values()), "age_s": age_s}
+        return dict(await run_statement(self._pool, self._queries.list_joined_without_purchase, parameters))
 
     async def insert_abandoned(self, wishes: Sequence[Wish], terms: Terms) -> int:
         """Records purchases that were never recorded as FAILED for ABANDONED, with cleanup pending.

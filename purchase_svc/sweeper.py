@@ -7,7 +7,8 @@ A message is published again only for a purchase that is in no queue any more, s
   first in, first out, by a purchase queued that much later, or in a partition that has been silent for as long (nothing
   claimed, no worker with messages of it in hand) and in whose queue no message waits.
 
-A needless message does no harm: what is final is skipped when it is claimed. PARKED is left alone.
+A needless message does no harm: what is final is skipped when it is claimed. PARKED is left alone, and so is whoever
+waits in line: the waitlist follower drives those on.
 """
 
 import asyncio
@@ -103,7 +104,7 @@ class Sweeper:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
-        await self._guard("lease", self._sweep_book.give_back_lease)
+        await self._guard("lease", self._sweep_book.lease.give_back)
 
     async def _note_busy(self) -> None:
         partitions = self._broker.partitions_in_hand()
@@ -111,7 +112,7 @@ class Sweeper:
             await self._sweep_book.note_busy(partitions)
 
     async def _sweep_if_it_is_us(self) -> None:
-        if await self._sweep_book.take_lease(_LEASE_S):
+        if await self._sweep_book.lease.take(_LEASE_S):
             await self.sweep()
 
     async def sweep(self) -> None:

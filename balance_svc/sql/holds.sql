@@ -2,6 +2,12 @@
 -- Whose a hold is never changes, so it is read without a lock.
 SELECT hold_id::text, user_id, currency_code FROM holds WHERE hold_id = ANY(%(hold_ids)s::uuid[])
 
+-- name: read_holds
+SELECT hold_id::text, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason,
+       create_time, expire_time, end_time
+FROM holds AS h
+WHERE h.hold_id = ANY(%(hold_ids)s::uuid[])
+
 -- name: lock_holds
 SELECT hold_id::text, user_id, currency_code, amount_minor, beneficiary, state, refusal_reason,
        create_time, expire_time, end_time

@@ -1,13 +1,13 @@
 -- name: count_parked
-SELECT count(*) FROM purchases WHERE final_time IS NULL AND state = 'PARKED';
+SELECT count(*) FROM purchases WHERE final_time IS NULL AND NOT waitlisted AND state = 'PARKED';
 
 -- name: list_parked
--- The condition on final_time lets the index of unfinished purchases serve.
+-- The first two conditions let the index of unsettled purchases serve.
 SELECT purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, state, reason,
        share_numbers, attempts, cleanup_pending, create_time, update_time
 FROM purchases
-WHERE final_time IS NULL AND state = 'PARKED'
-ORDER BY create_time, purchase_id
+WHERE final_time IS NULL AND NOT waitlisted AND state = 'PARKED'
+ORDER BY COALESCE(promote_time, create_time), purchase_id
 LIMIT %(limit)s;
 
 -- name: replay_parked

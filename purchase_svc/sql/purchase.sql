@@ -1,14 +1,16 @@
 -- name: insert_purchases
 -- Rows go in by id, so that two batches which share ids cannot deadlock. What is there already is left as it is and not
--- returned.
+-- returned. Those that wait in line are of no batch: they are not queued with it.
 INSERT INTO purchases
-    (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, create_time,
-     update_time, batch_id)
-SELECT new.*, moment, moment, batch_id
+    (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, waitlisted, state,
+     create_time, update_time, batch_id, waitlist_time)
+SELECT new.*, CASE WHEN waitlisted THEN 'WAITLISTED' ELSE 'RESERVED' END, moment, moment,
+       CASE WHEN waitlisted THEN 0 ELSE batch_id END, CASE WHEN waitlisted THEN moment END
 FROM clock_timestamp() AS moment, nextval('purchase_batches') AS batch_id, unnest(
     %(purchase_ids)s::uuid[], %(user_ids)s::text[], %(sale_ids)s::uuid[], %(request_ids)s::text[],
-    %(quantities)s::integer[], %(amounts_minor)s::bigint[], %(currency_codes)s::text[], %(partitions)s::smallint[]
-) AS new (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition)
+    %(quantities)s::integer[], %(amounts_minor)s::bigint[], %(currency_codes)s::text[], %(partitions)s::smallint[],
+    %(waitlisted)s::boolean[]
+) AS new (purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, waitlisted)
 ORDER BY new.purchase_id
 ON CONFLICT (purchase_id) DO NOTHING
 RETURNING purchase_id::text, create_time, batch_id;
@@ -54,10 +56,12 @@ LIMIT %(limit)s;
 
 -- name: cancel_purchase
 -- The conditional step: a worker that claims the purchase at the same time either finds it gone or makes this find
--- nothing.
+-- nothing. So does whoever takes in that it has been promoted.
 UPDATE purchases
-SET state = 'CANCELLED', cleanup_pending = true, update_time = clock_timestamp(), final_time = clock_timestamp()
-WHERE purchase_id = %(purchase_id)s AND state = 'RESERVED' AND (%(user_id)s = '' OR user_id = %(user_id)s)
+SET state = 'CANCELLED', waitlisted = false, cleanup_pending = true, update_time = clock_timestamp(),
+    final_time = clock_timestamp()
+WHERE purchase_id = %(purchase_id)s AND state IN ('WAITLISTED', 'RESERVED')
+      AND (%(user_id)s = '' OR user_id = %(user_id)s)
 RETURNING purchase_id, user_id, sale_id, request_id, quantity, amount_minor, currency_code, partition, state, reason,
           share_numbers, attempts, cleanup_pending, create_time, update_time;
 
@@ -85,7 +89,8 @@ SELECT batch_id, clock_timestamp() FROM unnest(%(batch_ids)s::bigint[]) AS batch
 ON CONFLICT (batch_id) DO NOTHING;
 
 -- name: summarize_sale
-SELECT state, reason, count(*), sum(quantity)::bigint, min(first_claim_time), max(final_time)
+SELECT state, reason, count(*), sum(quantity)::bigint, sum(amount_minor)::bigint, min(first_claim_time),
+       max(final_time), min(COALESCE(promote_time, create_time))
 FROM purchases
 WHERE sale_id = %(sale_id)s
 GROUP BY state, reason

@@ -64,7 +64,8 @@ SET state = ending.state,
     reason = ending.reason,
     share_numbers = ending.share_numbers::integer[],
     update_time = clock_timestamp(),
-    final_time = CASE WHEN ending.state = 'PARKED' THEN NULL ELSE clock_timestamp() END
+    final_time = CASE WHEN ending.state = 'PARKED' THEN NULL ELSE clock_timestamp() END,
+    park_time = CASE WHEN ending.state = 'PARKED' THEN clock_timestamp() ELSE p.park_time END
 FROM ending JOIN locked USING (purchase_id)
 WHERE p.purchase_id = ending.purchase_id;
 

@@ -14,11 +14,13 @@ DELETE FROM settlement_leases WHERE lease_name = %(lease_name)s AND holder = %(h
 -- The oldest by itself: the index gives it at once.
 SELECT count(*) FILTER (WHERE state <> 'PARKED'),
        COALESCE(GREATEST(0, EXTRACT(epoch FROM clock_timestamp() - (
-           SELECT min(create_time) FROM purchases WHERE final_time IS NULL AND state <> 'PARKED'
+           SELECT min(COALESCE(promote_time, create_time))
+           FROM purchases
+           WHERE final_time IS NULL AND NOT waitlisted AND state <> 'PARKED'
        ))), 0)::float8,
        count(*) FILTER (WHERE state = 'PARKED')
 FROM purchases
-WHERE final_time IS NULL;
+WHERE final_time IS NULL AND NOT waitlisted;
 
 -- name: note_busy
 UPDATE settlement_partitions
@@ -29,10 +31,11 @@ WHERE partition = ANY(%(partitions)s::smallint[]);
 -- Purchases of which nobody knows that they were ever queued. now() and not clock_timestamp(), so that the index serves.
 SELECT p.purchase_id, p.partition
 FROM purchases p
-WHERE p.final_time IS NULL AND p.create_time < now() - %(age_s)s::float8 * interval '1 second'
+WHERE p.final_time IS NULL AND NOT p.waitlisted
+      AND COALESCE(p.promote_time, p.create_time) < now() - %(age_s)s::float8 * interval '1 second'
       AND p.state IN ('RESERVED', 'SETTLING') AND p.queue_time IS NULL AND p.claim_time IS NULL
       AND NOT EXISTS (SELECT 1 FROM queued_batches b WHERE b.batch_id = p.batch_id)
-ORDER BY p.create_time
+ORDER BY COALESCE(p.promote_time, p.create_time)
 LIMIT %(limit)s;
 
 -- name: list_silent_partitions
@@ -45,7 +48,8 @@ WHERE COALESCE(GREATEST(s.claim_time, s.busy_time), '-infinity') < now() - %(sta
           SELECT 1
           FROM purchases p
           LEFT JOIN queued_batches b USING (batch_id)
-          WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
+          WHERE p.final_time IS NULL AND NOT p.waitlisted
+                AND COALESCE(p.promote_time, p.create_time) < now() - %(stale_s)s::float8 * interval '1 second'
                 AND p.partition = s.partition AND p.state IN ('RESERVED', 'SETTLING')
                 AND GREATEST(p.queue_time, b.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       )
@@ -58,14 +62,15 @@ SELECT p.purchase_id, p.partition
 FROM purchases p
 JOIN settlement_partitions s USING (partition)
 LEFT JOIN queued_batches b USING (batch_id)
-WHERE p.final_time IS NULL AND p.create_time < now() - %(stale_s)s::float8 * interval '1 second'
+WHERE p.final_time IS NULL AND NOT p.waitlisted
+      AND COALESCE(p.promote_time, p.create_time) < now() - %(stale_s)s::float8 * interval '1 second'
       AND p.state IN ('RESERVED', 'SETTLING')
       AND GREATEST(p.queue_time, b.queue_time, p.claim_time) < now() - %(stale_s)s::float8 * interval '1 second'
       AND (
           GREATEST(p.queue_time, b.queue_time, p.claim_time) < s.claimed_queue_time - %(stale_s)s::float8 * interval '1 second'
           OR p.partition = ANY(%(empty_partitions)s::smallint[])
       )
-ORDER BY p.create_time
+ORDER BY COALESCE(p.promote_time, p.create_time)
 LIMIT %(limit)s;
 
 -- name: list_cleanups
@@ -90,6 +95,13 @@ WHERE purchase_id = ANY(%(purchase_ids)s::uuid[]) AND cleanup_pending;
 -- name: list_missing
 SELECT given.purchase_id
 FROM unnest(%(purchase_ids)s::uuid[]) AS given (purchase_id)
+WHERE NOT EXISTS (SELECT 1 FROM purchases p WHERE p.purchase_id = given.purchase_id);
+
+-- name: list_joined_without_purchase
+-- Of those who joined the line, those of whom there is no purchase, and whether each joined so long ago that no buyer's
+-- call can be about to record it.
+SELECT given.purchase_id, given.join_time < clock_timestamp() - %(age_s)s::float8 * interval '1 second'
+FROM unnest(%(purchase_ids)s::uuid[], %(join_times)s::timestamptz[]) AS given (purchase_id, join_time)
 WHERE NOT EXISTS (SELECT 1 FROM purchases p WHERE p.purchase_id = given.purchase_id);
 
 -- name: insert_abandoned

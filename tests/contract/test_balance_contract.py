@@ -1,5 +1,6 @@
 """Every call of the Balance Service over gRPC, as its contract says, with what it refuses."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -244,6 +245,66 @@ async def test_what_was_never_captured_is_not_reversed(bank: BalanceClient) -> N
     assert (await refusal(bank.reverse(refused.hold_id))).reason == R.ERROR_REASON_HOLD_REFUSED
     assert (await refusal(bank.reverse(new_id()))).reason == R.ERROR_REASON_HOLD_NOT_FOUND
     assert (await refusal(bank.reverse("junk"))).violations[0][0] == "hold_id"
+
+
+async def test_captures_are_reversed_in_a_batch_each_once_and_answered_by_itself(bank: BalanceClient) -> None:
+    users = await bank.fund(100, users=3)
+    first, second = (hold_item(user, 60) for user in users[:2])
+    held, released, refused = hold_item(users[2], 10), hold_item(users[2], 20), hold_item(users[2], 1_000)
+    await bank.place(first, second, held, released, refused)
+    await bank.capture(first.hold_id, second.hold_id)
+    await bank.release(released.hold_id)
+    asked = [first, held, released, refused, second, first]
+    expected = [
+        ("", "REVERSED"),
+        ("HOLD_NOT_CAPTURED", "HELD"),
+        ("HOLD_NOT_CAPTURED", "RELEASED"),
+        ("HOLD_NOT_CAPTURED", "REFUSED"),
+        ("", "REVERSED"),
+        ("", "REVERSED"),
+        ("HOLD_NOT_FOUND", ""),
+        ("INVALID_ARGUMENT", ""),
+    ]
+    for _ in range(2):
+        assert await bank.reverse_all(*(item.hold_id for item in asked), new_id(), "junk") == expected
+        assert [await bank.money(user) for user in users] == [(100, 0), (100, 0), (100, 10)]
+    assert (await bank.reverse(first.hold_id)).state == pb.HOLD_STATE_REVERSED
+    for user in users[:2]:
+        request = pb.ListLedgerEntriesRequest(account=f"user:{user}")
+        booked = [entry.amount.amount_minor for entry in (await bank.stub.ListLedgerEntries(request)).entries]
+        assert booked == [100, -60, 60]
+    assert_right(await bank.check())
+    empty = await refusal(bank.reverse_all())
+    assert (empty.code, empty.violations[0][0]) == (grpc.StatusCode.INVALID_ARGUMENT, "hold_ids")
+
+
+async def test_reversals_at_once_and_from_both_calls_book_the_money_back_once(bank: BalanceClient) -> None:
+    users = await bank.fund(100, users=20)
+    ids = [hold_item(user, 60) for user in users]
+    await bank.place(*ids)
+    await bank.capture(*(item.hold_id for item in ids))
+    forth, back = [item.hold_id for item in ids], [item.hold_id for item in reversed(ids)]
+    await asyncio.gather(
+        *(bank.reverse_all(*some) for some in (forth, back, forth, back)), *(bank.reverse(each) for each in forth)
+    )
+    assert {await bank.money(user) for user in users} == {(100, 0)}
+    assert_right(await bank.check())
+
+
+async def test_holds_are_read_by_id_in_the_order_asked_for(bank: BalanceClient) -> None:
+    [user] = await bank.fund(100)
+    held, captured, refused = hold_item(user, 10), hold_item(user, 20), hold_item(user, 1_000)
+    await bank.place(held, captured, refused)
+    await bank.capture(captured.hold_id)
+    asked = [refused.hold_id, new_id(), captured.hold_id, "junk", held.hold_id, captured.hold_id]
+    found = await bank.get_holds(*asked)
+    assert [hold.hold_id for hold in found] == [refused.hold_id, captured.hold_id, held.hold_id]
+    assert [pb.HoldState.Name(hold.state) for hold in found] == [
+        "HOLD_STATE_REFUSED", "HOLD_STATE_CAPTURED", "HOLD_STATE_HELD",
+    ]  # fmt: skip
+    assert [hold.amount.amount_minor for hold in found] == [1_000, 20, 10]
+    assert [hold.HasField("end_time") for hold in found] == [True, True, False]
+    assert (await refusal(bank.get_holds())).violations[0][0] == "hold_ids"
 
 
 async def test_lists_give_everything_once_and_in_order(bank: BalanceClient) -> None:

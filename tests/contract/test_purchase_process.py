@@ -63,6 +63,7 @@ async def test_serving_starts_only_on_a_migrated_database_and_ends_cleanly(serve
         "PURCHASE_DATABASE_URL": servers.new_database("purchase"),
         "PURCHASE_AMQP_URL": servers.amqp_url,
         "PURCHASE_INVENTORY_TARGET": "127.0.0.1:1",
+        "PURCHASE_BALANCE_TARGET": "127.0.0.1:1",
         "PURCHASE_LISTEN": target,
     }
     try:

@@ -93,6 +93,7 @@ async def test_purchases_bought_over_grpc_settle_by_themselves(rig: SettlementRi
         database_url=rig.settings.database_url,
         amqp_url=rig.settings.amqp_url,
         inventory_target=rig.settings.inventory_target,
+        balance_target=rig.settings.balance_target,
         listen="127.0.0.1:0",
     )
     async with running_serve(settings) as serving, rig.worker():

@@ -102,6 +102,14 @@ class BalanceClient:
         answer: pb.ReverseCaptureResponse = await self.stub.ReverseCapture(pb.ReverseCaptureRequest(hold_id=hold_id))
         return answer.hold
 
+    async def reverse_all(self, *hold_ids: str) -> list[tuple[str, str]]:
+        """Reverses captures, item by item."""
+        return told((await self.stub.BatchReverseCaptures(pb.BatchReverseCapturesRequest(hold_ids=hold_ids))).outcomes)
+
+    async def get_holds(self, *hold_ids: str) -> list[pb.Hold]:
+        """Reads holds."""
+        return list((await self.stub.BatchGetHolds(pb.BatchGetHoldsRequest(hold_ids=hold_ids))).holds)
+
     async def withdraw(self, user_id: str, amount_minor: int, request_id: str | None = None) -> pb.Account:
         """Withdraws."""
         request = pb.WithdrawRequest(

@@ -1,4 +1,5 @@
-"""A purchase service in this event loop, with a real inventory service beside it, on the test run's servers."""
+"""A purchase service in this event loop, with a real inventory service and no balance service beside it, on the test
+run's servers."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -86,6 +87,7 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
             "database_url": servers.new_database("purchase"),
             "amqp_url": servers.amqp_url,
             "inventory_target": f"127.0.0.1:{inventory.port}",
+            "balance_target": "127.0.0.1:1",
             "listen": "127.0.0.1:0",
         }
         settings = ServeSettings(**(given | changes))

@@ -33,6 +33,9 @@ class Sales:
         reservation = pb.Reservation(reservation_id=str(uuid.uuid4()), sale_id=sale_id, user_id="u", request_id="r")
         return pb.ListReservationsResponse(reservations=[reservation])
 
+    async def list_waiting(self, sale_id: str, *, page_size: int, page_token: str) -> pb.ListWaitlistResponse:
+        return pb.ListWaitlistResponse()
+
     async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         return set(ids)
 

@@ -36,7 +36,7 @@ def batch_of(existing: Hold | None, *, balance: int = 100, now: datetime = NOW) 
 
 ANSWERS = [
     # state before; place: reason, state; capture: ...; release: ...; reverse: ...
-    (S.HELD, (OK, S.HELD), (OK, S.CAPTURED), (OK, S.RELEASED), (R.ERROR_REASON_SALE_STATE_CONFLICT, S.HELD)),
+    (S.HELD, (OK, S.HELD), (OK, S.CAPTURED), (OK, S.RELEASED), (R.ERROR_REASON_HOLD_NOT_CAPTURED, S.HELD)),
     (S.CAPTURED, (OK, S.CAPTURED), (OK, S.CAPTURED), (R.ERROR_REASON_HOLD_CAPTURED, S.CAPTURED), (OK, S.REVERSED)),
     *(
         (S.RELEASED, (refusal, S.RELEASED), (refusal, S.RELEASED), (OK, S.RELEASED), (refusal, S.RELEASED))

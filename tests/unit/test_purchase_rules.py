@@ -21,6 +21,7 @@ from purchase_svc.messages import (
 )
 from purchase_svc.purchase import (
     FINAL_STATES,
+    NON_WINS,
     UNFINISHED_STATES,
     Outcome,
     Purchase,
@@ -60,15 +61,34 @@ def a_purchase(wish: Wish, state: PurchaseState = PurchaseState.RESERVED, reason
     )
 
 
-def test_a_final_state_is_never_left() -> None:
+def test_a_final_state_is_never_left_but_for_a_refund() -> None:
     for state in FINAL_STATES:
         assert state.final
-        assert not any(may_become(state, following) for following in PurchaseState)
+        left_for = {following for following in PurchaseState if may_become(state, following)}
+        assert left_for == ({PurchaseState.REFUNDING} if state is PurchaseState.CONFIRMED else set())
+
+
+def test_every_state_is_final_or_is_driven_on_or_waits_for_an_operator() -> None:
+    assert set(PurchaseState) == FINAL_STATES | UNFINISHED_STATES | {PurchaseState.PARKED}
+    assert not FINAL_STATES & UNFINISHED_STATES
+    assert FINAL_STATES - NON_WINS == {PurchaseState.CONFIRMED}
+
+
+def test_who_has_left_the_line_never_comes_back() -> None:
+    assert not any(may_become(state, PurchaseState.WAITLISTED) for state in PurchaseState)
+    reached = {state for state in PurchaseState if may_become(PurchaseState.WAITLISTED, state)}
+    assert reached == {PurchaseState.RESERVED, PurchaseState.CANCELLED, PurchaseState.FAILED}
+
+
+def test_a_refund_gives_back_what_was_bought_and_nothing_else() -> None:
+    refundable = {state for state in PurchaseState if may_become(state, PurchaseState.REFUNDING)}
+    assert refundable == {PurchaseState.CONFIRMED}
+    assert {state for state in PurchaseState if may_become(state, PurchaseState.REFUNDED)} == {PurchaseState.REFUNDING}
 
 
 def test_a_cancel_wins_only_before_a_worker_has_claimed() -> None:
     cancellable = {state for state in PurchaseState if may_become(state, PurchaseState.CANCELLED)}
-    assert cancellable == {PurchaseState.RESERVED}
+    assert cancellable == {PurchaseState.WAITLISTED, PurchaseState.RESERVED}
 
 
 def test_shares_are_reached_only_from_a_claim() -> None:
