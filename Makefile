@@ -8,10 +8,13 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 export GRPC_ENABLE_FORK_SUPPORT := 0
 python := .venv/bin/python
 
-# Settings of `make sale`. RATE is in purchases/s; BURST the token bucket's size.
+# Settings of `make sale`. POOR, WAIT and REFUND are parts of 1: of the users who cannot pay, of those who join the
+# waitlist, of the owners who want their money back. RATE is in purchases/s; BURST the token bucket's size.
 USERS  ?= 50000
 SHARES ?= 10000
 POOR   ?= 0.05
+WAIT   ?= 0.05
+REFUND ?= 0
 RATE   ?= 500
 BURST  ?= 100
 PART   ?=
@@ -32,9 +35,9 @@ help:  ## Show this list
 install:  ## Install the server programs (apt-get) and the Python packages (.venv), where missing
 	@stack/bootstrap.sh
 
-sale: install  ## Run a whole sale and print the verdict (USERS, SHARES, POOR, RATE)
+sale: install  ## Run a whole sale and print the verdict (USERS, SHARES, POOR, WAIT, REFUND, RATE)
 	@SETTLEMENT_RATE_PER_S=$(RATE) SETTLEMENT_BURST=$(BURST) $(python) -m stack up
-	@USERS=$(USERS) SHARES=$(SHARES) POOR=$(POOR) RATE=$(RATE) $(python) -m bench.sale
+	@USERS=$(USERS) SHARES=$(SHARES) POOR=$(POOR) WAIT=$(WAIT) REFUND=$(REFUND) RATE=$(RATE) $(python) -m bench.sale
 
 settle: up  ## Measure settlement with the bucket open (SHARES)
 	@SHARES=$(SHARES) $(python) -m bench.settlement
@@ -82,7 +85,7 @@ logs: install  ## Follow the logs (PART=gateway: of one part)
 clean: install  ## Stop them, remove their data and secrets
 	@$(python) -m stack clean
 
-audit: install  ## Check the promises I1 to I7 over all sales; harmless in the middle of one
+audit: install  ## Check the promises I1 to I8 over all sales; harmless in the middle of one
 	@$(python) -m bench.audit
 
 # USER is also the login name in the environment; only what is given to make counts.

@@ -71,7 +71,7 @@ class Sale:
 
     async def buy(self, name: str, quantity: int = 1, *, waitlist: bool = False) -> tuple[int, Any]:
         """Presses Buy; the answer."""
-        body: dict[str, object] = {"quantity": quantity} | ({"waitlist": True} if waitlist else {})
+        body: dict[str, int] = {"quantity": quantity} | ({"waitlist": True} if waitlist else {})
         path = f"/v1/sales/{self.sale_id}/purchases"
         status, answer = await self.web.send("POST", path, self.user(name), key=f"{name}-buy", body=body)
         if status == 202:
@@ -133,7 +133,7 @@ class Sale:
         times = [item.change_time.ToNanoseconds() for item in answer.changes]
         assert times == sorted(times)
 
-        def name(state: inventory.SaleState) -> str:
+        def name(state: inventory.SaleState.ValueType) -> str:
             return inventory.SaleState.Name(state).removeprefix("SALE_STATE_") if state else ""
 
         return [(item.actor, name(item.from_state), name(item.to_state), item.total) for item in answer.changes]
