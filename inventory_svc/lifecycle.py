@@ -1,7 +1,5 @@
 """Changes of a sale and of its gate together: whatever SQL says of a sale, its gate follows."""
 
-from datetime import datetime
-
 from inventory_svc.recalibration import Recalibrator
 from inventory_svc.sale import Sale, SaleState, Times, changes_state, concerns_gate, raises_total
 from inventory_svc.sale_book import DueSale, SaleBook

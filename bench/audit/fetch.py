@@ -18,6 +18,7 @@ from mesh.errors import DomainError, reason_name
 _SALES_AT_ONCE = 4
 #: How long a gate may be away before the look goes on without its reading, seconds.
 _GATE_PATIENCE_S = 5.0
+_STATES_WITH_GATE = (inventory.SALE_STATE_OPEN, inventory.SALE_STATE_SOLD_OUT, inventory.SALE_STATE_PAUSED)
 _GATE_AWAY = (ErrorReason.ERROR_REASON_UNAVAILABLE, ErrorReason.ERROR_REASON_STOCK_RECALIBRATING)
 
 
@@ -137,7 +138,7 @@ async def read_gate(clients: Clients, sale_id: str, patience_s: float = _GATE_PA
 
 async def _sale(clients: Clients, sale: inventory.Sale) -> SaleLook:
     # A gate that nobody may buy at any more need not be there; do not wait for it.
-    patience_s = _GATE_PATIENCE_S if sale.state in (inventory.SALE_STATE_OPEN, inventory.SALE_STATE_PAUSED) else 0.0
+    patience_s = _GATE_PATIENCE_S if sale.state in _STATES_WITH_GATE else 0.0
     before = await read_gate(clients, sale.sale_id, patience_s)
     reservations, entries = await asyncio.gather(_reservations(clients, sale.sale_id), _entries(clients, sale.sale_id))
     request = inventory.GetStockRequest(sale_id=sale.sale_id, source=inventory.STOCK_SOURCE_BOOK)

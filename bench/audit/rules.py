@@ -344,11 +344,12 @@ def check_sellable(look: Look) -> list[Violation]:
     for sale in look.sales:
         gate = sale.gate_after
         if gate is None:
-            if sale.state in ("OPEN", "PAUSED"):
+            if sale.state in ("OPEN", "SOLD_OUT", "PAUSED"):
                 found.append(Violation("I7", "no gate", sale.sale_id, "the gate gives no reading", GATE_AWAY_S))
             continue
-        if sale.state == "OPEN" and not gate.open:
-            found.append(Violation("I7", "gate shut", sale.sale_id, "OPEN, but its gate takes nobody", GATE_AWAY_S))
+        if sale.state in ("OPEN", "SOLD_OUT") and not gate.open:
+            text = f"{sale.state}, but its gate takes nobody"
+            found.append(Violation("I7", "gate shut", sale.sale_id, text, GATE_AWAY_S))
         if gate.reserved != 0 and sale.sale_id not in in_flight:
             text = f"{gate.reserved} units reserved in the gate and nothing in flight"
             found.append(Violation("I7", "limbo", sale.sale_id, text, LIMBO_S))
