@@ -7,16 +7,12 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from inventory_svc.sale import Reservation, ReservationState, Sale, SaleTerms, Stock, Wish
+from inventory_svc.sale import Reservation, ReservationState, SaleTerms, Stock, Wish
 from mesh import page_token
 from mesh.errors import invalid_argument
 from mesh.validation import Violations, canonical_uuid, is_name
 
 _BATCH_MAX = 1_000
-_TOTAL_MAX = 10_000_000
-_PRICE_MINOR_MAX = 1_000_000_000
-_NAME_LENGTH_MAX = 200
-_PER_PURCHASE_MAX = 1_000
 
 
 def require_batch(field: str, count: int) -> None:
@@ -58,29 +54,6 @@ def place_of(token: str, listing: Sequence[str]) -> tuple[datetime, str] | None:
     return time, found
 
 
-def terms_of(request: pb.CreateSaleRequest) -> SaleTerms:
-    """The terms asked for, limits of 0 as they are. Raises INVALID_ARGUMENT that names every wrong field."""
-    violations = Violations()
-    violations.name("request_id", request.request_id)
-    name = request.display_name
-    if not (0 < len(name) <= _NAME_LENGTH_MAX and name.isprintable() and name == name.strip()):
-        violations.add("display_name", f"must be 1 to {_NAME_LENGTH_MAX} printable characters")
-    violations.integer("unit_price.amount_minor", request.unit_price.amount_minor, 1, _PRICE_MINOR_MAX)
-    violations.currency("unit_price.currency_code", request.unit_price.currency_code)
-    violations.integer("total", request.total, 1, _TOTAL_MAX)
-    violations.integer("per_user_limit", request.per_user_limit, 0, _TOTAL_MAX)
-    violations.integer("per_purchase_limit", request.per_purchase_limit, 0, _PER_PURCHASE_MAX)
-    violations.raise_if_any()
-    return SaleTerms(
-        display_name=name,
-        unit_price_minor=request.unit_price.amount_minor,
-        currency_code=request.unit_price.currency_code,
-        total=request.total,
-        per_user_limit=request.per_user_limit,
-        per_purchase_limit=request.per_purchase_limit,
-    )
-
-
 def wish_of_item(item: pb.ReserveItem) -> Wish | None:
     """The wish of an item, or None when it is malformed."""
     reservation_id, sale_id = canonical_uuid(item.reservation_id), canonical_uuid(item.sale_id)
@@ -101,8 +74,10 @@ def state_of_filter(state: int) -> ReservationState | None:
     return ReservationState(pb.ReservationState.Name(state).removeprefix("RESERVATION_STATE_"))  # type: ignore[arg-type]
 
 
-def timestamp(time: datetime) -> Timestamp:
-    """A time as protobuf has it."""
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """A time as protobuf has it; None leaves a field absent."""
+    if time is None:
+        return None
     message = Timestamp()
     message.FromDatetime(time)
     return message
@@ -111,21 +86,6 @@ def timestamp(time: datetime) -> Timestamp:
 def price_message(terms: SaleTerms) -> Money:
     """The price of one unit."""
     return Money(amount_minor=terms.unit_price_minor, currency_code=terms.currency_code)
-
-
-def sale_message(sale: Sale) -> pb.Sale:
-    """A sale."""
-    terms = sale.terms
-    return pb.Sale(
-        sale_id=sale.sale_id,
-        display_name=terms.display_name,
-        unit_price=price_message(terms),
-        total=terms.total,
-        per_user_limit=terms.per_user_limit,
-        per_purchase_limit=terms.per_purchase_limit,
-        state=pb.SaleState.Value(f"SALE_STATE_{sale.state}"),
-        create_time=timestamp(sale.create_time),
-    )
 
 
 def stock_message(stock: Stock) -> pb.Stock:

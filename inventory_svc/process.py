@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
+from inventory_svc.lifecycle import Lifecycle
 from inventory_svc.reaper import Reaper
 from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
@@ -16,6 +18,7 @@ from inventory_svc.servicer import InventoryServicer
 from inventory_svc.settings import PREFIX, MigrationSettings, Settings
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
+from inventory_svc.timekeeper import Timekeeper
 from mesh import migrations
 from mesh.background import Background
 from mesh.interceptors import Limits
@@ -82,8 +85,10 @@ async def _serving(
     moves = GateMoves(gate, sales, book, changed=watch.hint, stale=stale)
     left_over = GateMoves(gate, quiet_sales, quiet_book, changed=watch.hint, stale=stale)
     proofs = GrantProofs(gate)
-    reserving = Reserving(gate, sales, book, proofs, changed=watch.hint, stale=stale)
+    eligibility = Eligibility(pool)
+    reserving = Reserving(gate, sales, book, proofs, eligibility, changed=watch.hint, stale=stale)
     reaper = Reaper(gate, quiet_sales, quiet_book, grant_age_max_ms=settings.grant_age_max_ms, changed=watch.hint)
+    timekeeper = Timekeeper(quiet_sales, Lifecycle(quiet_sales, recalibrator))
     servicer = InventoryServicer(
         gate=gate,
         sales=sales,
@@ -92,6 +97,9 @@ async def _serving(
         moves=moves,
         recalibrator=recalibrator,
         watch=watch,
+        lifecycle=Lifecycle(sales, recalibrator),
+        eligibility=eligibility,
+        rescheduled=timekeeper.soon,
     )
     metrics.gauges(
         "flashsale_stock_units",
@@ -107,6 +115,7 @@ async def _serving(
     tasks.keep(recalibrator.watch(period_ms=settings.watchdog_period_ms), "recalibration watch")
     tasks.keep(left_over.repeat(period_ms=settings.moves_period_ms), "gate moves")
     tasks.keep(reaper.run(period_ms=settings.reaper_period_ms), "reaper")
+    tasks.keep(timekeeper.run(period_ms=settings.timekeeper_period_ms), "timekeeper")
     tasks.keep(proofs.run(), "grant proofs")
     tasks.keep(watch.failure(), "stock watch")
     tasks.keep(watch.follow_edges(), "stock edges")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from inventory_svc.reservation_book import calibration_rows
-from inventory_svc.sale import Sale, SaleState, Stock, sale_not_found
+from inventory_svc.sale import Sale, Stock, sale_not_found
 from inventory_svc.sale_book import SQL, SaleBook, sale_of_row
 from inventory_svc.stock_gate import LOAD_CHUNK, CalibrationCounts, StockGate
 from mesh import failpoints
@@ -201,7 +201,7 @@ class Recalibrator:
                     await lease.keep()
                     await self._gate.load(sale_id, name, epoch, chunk)
             failpoints.hit("recalibration.loaded")
-            terms, is_open = count.sale.terms, count.sale.state == SaleState.OPEN
+            terms, is_open = count.sale.terms, count.sale.state.is_open
             switched = await self._gate.switch(
                 sale_id, run_id=run_id, epoch=epoch, counts=counts, terms=terms, is_open=is_open
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale import SaleTerms, Wish
@@ -41,6 +42,7 @@ class Reserving:
         sales: SaleBook,
         book: ReservationBook,
         proofs: GrantProofs,
+        eligibility: Eligibility,
         *,
         changed: Callable[[str, int], None],
         stale: Callable[[str], None],
@@ -49,6 +51,7 @@ class Reserving:
         self._sales = sales
         self._book = book
         self._proofs = proofs
+        self._eligibility = eligibility
         self._changed = changed
         self._stale = stale
 
@@ -65,7 +68,11 @@ class Reserving:
             async with at_once:
                 try:
                     known = await self._sales.terms(sale_id)
-                    found = await self._reserve_of_sale(sale_id, [wishes[place] for place in places])
+                    of_sale = [wishes[place] for place in places]
+                    if known.eligible_users_only:
+                        found = await self._reserve_if_eligible(sale_id, of_sale)
+                    else:
+                        found = await self._reserve_of_sale(sale_id, of_sale)
                 except DomainError as error:
                     found = [error.reason] * len(places)
             for place, reason in zip(places, found, strict=True):
@@ -78,6 +85,14 @@ class Reserving:
         else:
             await asyncio.gather(*(one_sale(*pair) for pair in by_sale.items()))
         return Reserved(reasons, terms)
+
+    async def _reserve_if_eligible(self, sale_id: str, wishes: Sequence[Wish]) -> list[int]:
+        """As ``_reserve_of_sale``; the wishes of users who may not buy never get as far as the stock."""
+        eligible = await self._eligibility.among(sale_id, {wish.user_id for wish in wishes})
+        allowed = [wish for wish in wishes if wish.user_id in eligible]
+        reasons = iter(await self._reserve_of_sale(sale_id, allowed))
+        refused = int(ErrorReason.ERROR_REASON_NOT_ELIGIBLE)
+        return [next(reasons) if wish.user_id in eligible else refused for wish in wishes]
 
     async def _reserve_of_sale(self, sale_id: str, wishes: Sequence[Wish]) -> list[int]:
         reasons: list[int] = []

@@ -1,6 +1,6 @@
 """InventoryService on gRPC: checks what clients send, calls the domain, answers in the contract's terms."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -8,26 +8,25 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from flashsale.inventory.v1 import inventory_service_pb2_grpc
 
 from inventory_svc import conversion
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
+from inventory_svc.lifecycle import Lifecycle
+from inventory_svc.lifecycle_servicer import LifecycleServicer
 from inventory_svc.recalibration import Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
-from inventory_svc.sale import Sale, SaleState, changes_state, with_defaults
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
 from mesh import page_token
 from mesh.errors import DomainError, invalid_argument
-from mesh.logs import get_logger
 from mesh.server import Registration
-
-log = get_logger(__name__)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
 _INVALID = ErrorReason.ERROR_REASON_INVALID_ARGUMENT
 
 
-class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
+class InventoryServicer(LifecycleServicer, inventory_service_pb2_grpc.InventoryServiceServicer):
     """Implements the contract; each RPC's effect and errors are described there."""
 
     def __init__(
@@ -40,9 +39,12 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
         moves: GateMoves,
         recalibrator: Recalibrator,
         watch: StockWatch,
+        lifecycle: Lifecycle,
+        eligibility: Eligibility,
+        rescheduled: Callable[[], None],
     ) -> None:
+        LifecycleServicer.__init__(self, sales, lifecycle, eligibility, rescheduled)
         self._gate = gate
-        self._sales = sales
         self._book = book
         self._reserving = reserving
         self._moves = moves
@@ -55,60 +57,6 @@ class InventoryServicer(inventory_service_pb2_grpc.InventoryServiceServicer):
             _SERVICE,
             lambda server: inventory_service_pb2_grpc.add_InventoryServiceServicer_to_server(self, server),
         )
-
-    async def CreateSale(self, request: pb.CreateSaleRequest, context: Any) -> pb.CreateSaleResponse:
-        """Creates a sale and its gate."""
-        terms = with_defaults(conversion.terms_of(request))
-        sale = await self._sales.create(request.request_id, terms)
-        await self._bring_into_service(sale.sale_id)
-        return pb.CreateSaleResponse(sale=conversion.sale_message(sale))
-
-    async def GetSale(self, request: pb.GetSaleRequest, context: Any) -> pb.GetSaleResponse:
-        """Reads a sale."""
-        sale = await self._sales.get(conversion.sale_id_of(request.sale_id))
-        return pb.GetSaleResponse(sale=conversion.sale_message(sale))
-
-    async def ListSales(self, request: pb.ListSalesRequest, context: Any) -> pb.ListSalesResponse:
-        """Lists sales, newest first."""
-        size = page_token.page_size(request.page_size, default=100, most=1_000)
-        found = await self._sales.page(size + 1, conversion.place_of(request.page_token, conversion.SALES))
-        sales, more = found[:size], found[size:]
-        token = conversion.token_after(conversion.SALES, sales[-1].create_time, sales[-1].sale_id) if more else ""
-        return pb.ListSalesResponse(sales=[conversion.sale_message(sale) for sale in sales], next_page_token=token)
-
-    async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
-        """Opens a sale."""
-        return pb.OpenSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.OPEN)))
-
-    async def PauseSale(self, request: pb.PauseSaleRequest, context: Any) -> pb.PauseSaleResponse:
-        """Pauses a sale."""
-        return pb.PauseSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.PAUSED)))
-
-    async def CloseSale(self, request: pb.CloseSaleRequest, context: Any) -> pb.CloseSaleResponse:
-        """Closes a sale for good."""
-        return pb.CloseSaleResponse(sale=conversion.sale_message(await self._change(request.sale_id, SaleState.CLOSED)))
-
-    async def _change(self, sale_id_text: str, wanted: SaleState) -> Sale:
-        sale_id = conversion.sale_id_of(sale_id_text)
-        # Looked at first without a lock, so that a request that changes nothing does not stop the gate.
-        before = await self._sales.get(sale_id)
-        if not changes_state(before.state, wanted):
-            return before
-        # Stopped first: under a storm of reservations the change would wait long for its turn at the fence.
-        await self._recalibrator.stop_gate(sale_id)
-        try:
-            sale, _ = await self._sales.change_state(sale_id, wanted)
-        finally:
-            await self._bring_into_service(sale_id)
-        return sale
-
-    async def _bring_into_service(self, sale_id: str) -> None:
-        """Lets the gate follow what SQL says. When that does not work now, it stays shut and the watch goes on."""
-        try:
-            await self._recalibrator.recalibrate(sale_id)
-        except DomainError as error:
-            log.warning("the gate follows later", sale_id=sale_id, reason=error.reason_name)
-            self._recalibrator.report(sale_id)
 
     async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:
         """Reads the stock from the gate or from the book."""

@@ -34,6 +34,13 @@ class Settings:
     reaper_period_ms: int = setting(
         "how often grants without a row are looked for", default=3_000, minimum=20, maximum=60_000
     )
+    timekeeper_period_ms: int = setting(
+        "how often sales are looked at that may have to change by themselves; an opening or closing time that is known"
+        " by then is met without waiting for it",
+        default=500,
+        minimum=20,
+        maximum=60_000,
+    )
     # Longer than any call lives: the INSERT of a call is given 8 s (reserving.INSERT_S_MAX).
     grant_age_max_ms: int = setting(
         "age, by Redis's clock, at which a grant without a row is given back",

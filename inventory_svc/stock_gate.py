@@ -26,7 +26,7 @@ SCRIPT_ITEMS_MAX = 250
 LOAD_CHUNK = 1_000
 #: What a dead recalibrator has loaded goes away by itself after this, seconds.
 _LOADED_KEPT_S = 600
-#: Channel on which scripts tell the sale whose stock has become or ceased to be zero (lua/prelude.lua).
+#: Channel on which scripts tell the sale whose stock is to be read at once (lua/prelude.lua).
 _EDGES = "inventory:edges"
 _EDGE_WAIT_S = 0.5
 _LUA = Path(__file__).parent / "lua"
@@ -213,7 +213,8 @@ class StockGate:
         return holders
 
     async def edges(self) -> AsyncGenerator[str, None]:
-        """The sale of each stock that becomes or ceases to be zero, by whichever process, as it happens.
+        """The sale of each stock that becomes or ceases to be zero, changes after a quiet time, or comes into service,
+        by whichever process, as it happens.
 
         Nothing is told of what happens while Redis is away; ends with UNAVAILABLE then.
         """

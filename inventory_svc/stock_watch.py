@@ -22,7 +22,9 @@ from mesh.logs import get_logger
 
 log = get_logger(__name__)
 
-#: Time between two readings of a gate: at most 20 a second, fewer when nothing has changed for a while, seconds.
+#: Time between two readings of a gate: at most 20 a second, fewer when nothing has changed for a while, seconds. The
+#: first change after a while is told by the script that makes it (QUIET_MS in lua/prelude.lua), so that nobody waits
+#: for the slower reading, which is there for what a lost connection did not tell.
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.05, 0.1, 2.0
 #: Pause before changes of other processes are listened to again, seconds.
 _EDGES_PAUSE_S = 0.2
@@ -119,7 +121,7 @@ class _Hub:
             self._urgent.set()
 
     def read_now(self) -> None:
-        """The stock has become zero or ceased to be: it is read and told at once."""
+        """A change that must not wait has been told of: it is read and passed on at once."""
         self._urgent.set()
 
     async def run(self) -> None:
@@ -222,8 +224,9 @@ class StockWatch:
         return [stock for stock in readings if stock is not None]
 
     async def follow_edges(self) -> None:
-        """Reads a watched stock at once when another process has taken its last unit or brought back its first; for
-        ever. Without it such a change is seen only at the next reading."""
+        """Reads a watched stock at once when a script, of whichever process, tells that it has taken the last unit,
+        brought back the first, changed counts that were quiet, or put a gate into service; for ever. Without it such a
+        change is seen only at the next reading."""
         while True:
             try:
                 async with contextlib.aclosing(self._gate.edges()) as edges:

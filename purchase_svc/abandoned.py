@@ -91,7 +91,7 @@ class AbandonedSearch:
         for _ in range(_SALE_PAGES_MAX):
             page = await self._services.list_sales(_PAGE_SIZE, token)
             for sale in page.sales:
-                if sale.state != pb.SALE_STATE_DRAFT:
+                if sale.state not in (pb.SALE_STATE_DRAFT, pb.SALE_STATE_SCHEDULED):
                     yield sale
             token = page.next_page_token
             if not token:

@@ -2,7 +2,8 @@
 -- derived here from the gate's key stay on its node of a cluster.
 --
 -- The gate is a hash: run_id and epoch of its calibration, serving (1 or 0), available, reserved, sold, total, open (1
--- or 0), per_user_limit, per_purchase_limit, changes (how many entries the log of fingerprint changes ever had).
+-- or 0), per_user_limit, per_purchase_limit, changes (how many entries the log of fingerprint changes ever had),
+-- change_ms (when the counts last changed, by this server's clock; absent before the first time).
 -- grants:<epoch> maps a reservation id to its record: state (R reserved, S sold, L released), quantity, user id and
 -- request id, the last two after a newline each (they are printable, so they contain none).
 -- users:<epoch> maps a user id to the units it has reserved or bought. Both have the empty field as a sentinel, so that
@@ -10,6 +11,9 @@
 -- row is known to be committed. changes:<epoch> is the end of the log of who came to hold units (+) or ceased to (-).
 
 local CHANGES_KEPT = 20000
+-- Counts that have not changed for so long are quiet, milliseconds: their next change is told at once. Less than the
+-- time for which whoever follows a sale goes on reading quickly after a change (_IDLE_AFTER_S in stock_watch.py).
+local QUIET_MS = 1000
 
 -- The id of this run of the server. A restart can bring back keys that are a second old; only this tells.
 local function server_run_id()
@@ -23,7 +27,7 @@ end
 -- The sale's gate, or nil when its calibration is missing, of another run of the server, or being replaced.
 local function current_gate(gate_key)
   local found = redis.call('HMGET', gate_key, 'run_id', 'epoch', 'serving', 'available', 'reserved', 'sold', 'total',
-    'open', 'per_user_limit', 'per_purchase_limit', 'changes')
+    'open', 'per_user_limit', 'per_purchase_limit', 'changes', 'change_ms')
   if found[3] ~= '1' or found[1] ~= server_run_id() then
     return nil
   end
@@ -39,6 +43,7 @@ local function current_gate(gate_key)
     per_user_limit = tonumber(found[9]),
     per_purchase_limit = tonumber(found[10]),
     changes = tonumber(found[11]),
+    change_ms = tonumber(found[12] or 0),
     grants_key = base .. 'grants:' .. found[2],
     users_key = base .. 'users:' .. found[2],
     unproven_key = base .. 'unproven:' .. found[2],
@@ -77,15 +82,21 @@ local function log_changes(gate, entries)
   gate.changes = gate.changes + #entries
 end
 
+-- Tells every process that follows the sale to read it now.
+local function tell_followers(gate_key)
+  redis.call('PUBLISH', 'inventory:edges', string.match(gate_key, '{(.-)}'))
+end
+
 -- Writes the counts back. They were checked before anything was written. When the last unit goes, or the first returns,
 -- every process that follows the sale is told: a gateway that still acts on the reading before could tell a winner that
--- it lost.
+-- it lost. So is the first change after a quiet time, in which followers read seldom; under load nothing more is told.
 local function save_counts(gate_key, gate)
-  if (gate.available == 0) ~= (gate.available_before == 0) then
-    redis.call('PUBLISH', 'inventory:edges', string.match(gate_key, '{(.-)}'))
+  local now = now_ms()
+  if (gate.available == 0) ~= (gate.available_before == 0) or now - gate.change_ms >= QUIET_MS then
+    tell_followers(gate_key)
   end
   redis.call('HSET', gate_key, 'available', gate.available, 'reserved', gate.reserved, 'sold', gate.sold, 'changes',
-    gate.changes)
+    gate.changes, 'change_ms', now)
 end
 
 -- Whether the counts can be true. If not, somebody has tampered with the keys.

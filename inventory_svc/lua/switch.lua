@@ -20,6 +20,7 @@ redis.call('UNLINK', KEYS[1], base .. 'unproven:' .. epoch, base .. 'changes:' .
 redis.call('HSET', KEYS[1], 'run_id', run_id, 'epoch', epoch, 'serving', 1, 'available', ARGV[5], 'reserved', ARGV[6],
   'sold', ARGV[7], 'total', ARGV[8], 'open', ARGV[9], 'per_user_limit', ARGV[10], 'per_purchase_limit', ARGV[11],
   'changes', 0)
+tell_followers(KEYS[1])
 if present > 0 and present ~= tonumber(epoch) then
   for _, name in ipairs({'grants:', 'users:', 'unproven:', 'changes:'}) do
     redis.call('UNLINK', base .. name .. found[2])

@@ -32,7 +32,7 @@ SELECT reservation_id::text, user_id, request_id, quantity, state FROM reservati
 -- name: book_stock
 -- reserved from the reservations, sold from the share numbers, available as recalibration would load it: the three
 -- come from different rows, so their sum is the total only if those agree.
-SELECT s.total - coalesce(r.taken, 0), coalesce(r.reserved, 0), n.owned, s.total, e.epoch, s.state = 'OPEN'
+SELECT s.total - coalesce(r.taken, 0), coalesce(r.reserved, 0), n.owned, s.total, e.epoch, s.state IN ('OPEN', 'SOLD_OUT')
 FROM sales s
 JOIN sale_epochs e USING (sale_id)
 CROSS JOIN (

@@ -10,6 +10,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.reaper import Reaper
@@ -65,7 +66,7 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
             gate,
             sales,
             book,
-            Reserving(gate, sales, book, proofs, changed=ignore, stale=ignore),
+            Reserving(gate, sales, book, proofs, Eligibility(pool), changed=ignore, stale=ignore),
             GateMoves(gate, sales, book, changed=ignore, stale=ignore),
             Recalibrator(gate, sales, pool, lease_ms=5_000, in_service=ignore, metrics=RecalibrationMetrics(Metrics())),
             Reaper(gate, sales, book, grant_age_max_ms=0, changed=ignore),

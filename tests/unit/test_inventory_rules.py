@@ -1,7 +1,7 @@
 """The rules of a sale, without a server: transitions, defaults, what a stored row makes of a wish, tokens, limits."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,15 @@ from inventory_svc.sale import (
     Sale,
     SaleState,
     SaleTerms,
+    Times,
     Wish,
     changes_state,
+    concerns_gate,
+    due_change,
+    raises_total,
     reason_of_stored,
+    require_legal,
+    rescheduled,
     with_defaults,
 )
 from inventory_svc.settings import Settings
@@ -32,27 +38,119 @@ TERMS = SaleTerms("Fund", 100, "EUR", 5, 2, 1)
 SALE_ID = "6f0d1b52-3f6e-5c0e-9a55-7c1f2f1d9b3a"
 WISH = Wish("0e984725-c51c-4bf4-9960-e1c80e27aba0", SALE_ID, "alice", "r1", 2)
 LEGAL = {
+    ("DRAFT", "SCHEDULED"),
     ("DRAFT", "OPEN"),
-    ("PAUSED", "OPEN"),
+    ("SCHEDULED", "DRAFT"),
+    ("SCHEDULED", "OPEN"),
     ("OPEN", "PAUSED"),
+    ("OPEN", "SOLD_OUT"),
+    ("PAUSED", "OPEN"),
+    ("PAUSED", "SOLD_OUT"),
+    ("SOLD_OUT", "OPEN"),
+    ("SOLD_OUT", "PAUSED"),
     ("DRAFT", "CLOSED"),
+    ("SCHEDULED", "CLOSED"),
     ("OPEN", "CLOSED"),
     ("PAUSED", "CLOSED"),
+    ("SOLD_OUT", "CLOSED"),
 }
 
 
-@pytest.mark.parametrize("wanted", [SaleState.OPEN, SaleState.PAUSED, SaleState.CLOSED])
+@pytest.mark.parametrize("wanted", list(SaleState))
 @pytest.mark.parametrize("present", list(SaleState))
 def test_only_legal_transitions_change_a_sale(present: SaleState, wanted: SaleState) -> None:
-    if present == wanted:
-        assert not changes_state(present, wanted)
-    elif (present.value, wanted.value) in LEGAL:
-        assert changes_state(present, wanted)
+    if (present.value, wanted.value) in LEGAL:
+        require_legal(present, wanted)
+        # Whoever asks for it to be open has it so already.
+        assert changes_state(present, wanted) == ((present, wanted) != (SaleState.SOLD_OUT, SaleState.OPEN))
     else:
         with pytest.raises(DomainError) as caught:
-            changes_state(present, wanted)
+            require_legal(present, wanted)
         assert caught.value.reason == ErrorReason.ERROR_REASON_SALE_STATE_CONFLICT
         assert caught.value.metadata == {"state": present.value}
+        if present == wanted:
+            assert not changes_state(present, wanted)
+        else:
+            with pytest.raises(DomainError):
+                changes_state(present, wanted)
+
+
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+BEFORE, AFTER = NOW - timedelta(microseconds=1), NOW + timedelta(microseconds=1)
+
+
+def sale_in(state: SaleState, opens: datetime | None = None, closes: datetime | None = None) -> Sale:
+    return Sale(SALE_ID, TERMS, state, datetime(2026, 10, 1, tzinfo=UTC), Times(opens, closes))
+
+
+def test_a_sale_opens_and_closes_at_its_times_and_not_before() -> None:
+    for opens in (BEFORE, NOW):
+        due = due_change(sale_in(SaleState.SCHEDULED, opens), NOW, all_owned=False)
+        assert due == (SaleState.OPEN, "schedule")
+    assert due_change(sale_in(SaleState.SCHEDULED, AFTER), NOW, all_owned=False) is None
+    for state in set(SaleState) - {SaleState.CLOSED}:
+        for closes in (BEFORE, NOW):
+            due = due_change(sale_in(state, BEFORE, closes), NOW, all_owned=state == SaleState.SOLD_OUT)
+            assert due == (SaleState.CLOSED, "schedule")
+        if state != SaleState.SCHEDULED:
+            assert due_change(sale_in(state, BEFORE, AFTER), NOW, all_owned=state == SaleState.SOLD_OUT) is None
+    assert due_change(sale_in(SaleState.CLOSED, BEFORE, NOW), NOW, all_owned=True) is None
+
+
+def test_only_an_open_sale_follows_its_stock() -> None:
+    assert due_change(sale_in(SaleState.OPEN), NOW, all_owned=True) == (SaleState.SOLD_OUT, "stock")
+    assert due_change(sale_in(SaleState.SOLD_OUT), NOW, all_owned=False) == (SaleState.OPEN, "stock")
+    for state in set(SaleState) - {SaleState.OPEN, SaleState.SOLD_OUT}:
+        assert due_change(sale_in(state), NOW, all_owned=True) is None
+        assert due_change(sale_in(state), NOW, all_owned=False) is None
+
+
+@pytest.mark.parametrize("state", list(SaleState))
+def test_scheduling_moves_only_a_sale_that_has_not_been_opened(state: SaleState) -> None:
+    sale, both, end = sale_in(state, BEFORE), Times(AFTER, AFTER + timedelta(1)), Times(None, AFTER)
+    if state in (SaleState.DRAFT, SaleState.SCHEDULED):
+        assert rescheduled(sale, both) == (SaleState.SCHEDULED, both)
+        assert rescheduled(sale, end) == (SaleState.DRAFT, end)
+        return
+    with pytest.raises(DomainError) as caught:
+        rescheduled(sale, both)
+    assert caught.value.reason == ErrorReason.ERROR_REASON_SALE_STATE_CONFLICT
+    if state == SaleState.CLOSED:
+        assert rescheduled(sale, Times()) == (state, sale.times)
+        with pytest.raises(DomainError):
+            rescheduled(sale, end)
+    else:
+        assert rescheduled(sale, end) == (state, Times(BEFORE, AFTER))
+        assert rescheduled(sale, Times(BEFORE, AFTER)) == (state, Times(BEFORE, AFTER))
+        assert rescheduled(sale, Times()) == (state, Times(BEFORE, None))
+
+
+@pytest.mark.parametrize("state", list(SaleState))
+def test_a_total_only_grows_and_not_after_the_end(state: SaleState) -> None:
+    sale = sale_in(state)
+    assert not raises_total(sale, TERMS.total)
+    with pytest.raises(DomainError) as caught:
+        raises_total(sale, TERMS.total - 1)
+    assert caught.value.violations[0][0] == "total"
+    if state == SaleState.CLOSED:
+        with pytest.raises(DomainError) as caught:
+            raises_total(sale, TERMS.total + 1)
+        assert caught.value.reason == ErrorReason.ERROR_REASON_SALE_STATE_CONFLICT
+    else:
+        assert raises_total(sale, TERMS.total + 1)
+
+
+def test_the_gate_follows_whom_it_takes_and_how_many_there_are_but_not_that_all_are_sold() -> None:
+    pairs = {(before, after) for before in SaleState for after in SaleState if before != after}
+    left_alone = {pair for pair in pairs if not concerns_gate(sale_in(pair[0]), sale_in(pair[1]))}
+    assert {pair for pair in left_alone if (pair[0].value, pair[1].value) in LEGAL} == {
+        (SaleState.DRAFT, SaleState.SCHEDULED),
+        (SaleState.SCHEDULED, SaleState.DRAFT),
+        (SaleState.OPEN, SaleState.SOLD_OUT),
+        (SaleState.SOLD_OUT, SaleState.OPEN),
+    }
+    sale = sale_in(SaleState.OPEN)
+    assert concerns_gate(sale, replace(sale, terms=replace(TERMS, total=TERMS.total + 1)))
 
 
 def test_limits_that_are_given_stay_and_zeros_get_their_defaults() -> None:
