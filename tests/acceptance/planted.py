@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 import redis
-from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from psycopg import sql
 
 from tests.acceptance.recount import Recount
@@ -148,7 +147,7 @@ def out_of_order(recount: Recount, sale_id: str) -> Iterator[None]:
         " WHERE reservation_id = %s"
     )
     with connected(recount, "inventory") as conn:
-        conn.execute(change, ["PROMOTED", 0, kept[2], True, key])
+        conn.execute(change, ["PROMOTED", -1, kept[2], True, key])
         try:
             yield
         finally:
@@ -156,19 +155,12 @@ def out_of_order(recount: Recount, sale_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def thrown_out(recount: Recount, sale_id: str) -> Iterator[None]:
-    """Somebody who is told to wait has no place in line."""
-    query = "SELECT purchase_id::text FROM purchases WHERE sale_id = %s AND state = 'FAILED' AND reason = %s LIMIT 1"
-    ((purchase_id,),) = recount.rows("purchase", query, sale_id, ErrorReason.ERROR_REASON_SALE_CLOSED)
-    with (
-        connected(recount, "purchase") as conn,
-        row_missing(recount, "inventory", "waitlist", "reservation_id", purchase_id),
-    ):
-        conn.execute("UPDATE purchases SET state = 'WAITLISTED' WHERE purchase_id = %s", [purchase_id])
-        try:
-            yield
-        finally:
-            conn.execute("UPDATE purchases SET state = 'FAILED' WHERE purchase_id = %s", [purchase_id])
+def id_not_spent(recount: Recount, sale_id: str) -> Iterator[None]:
+    """Somebody whose wait has ended could buy again with the same request."""
+    query = "SELECT reservation_id::text FROM waitlist WHERE sale_id = %s AND state = 'CLOSED' LIMIT 1"
+    ((key,),) = recount.rows("inventory", query, sale_id)
+    with row_missing(recount, "inventory", "reservations", "reservation_id", key):
+        yield
 
 
 def gate_off_by(**changes: int) -> Plant:

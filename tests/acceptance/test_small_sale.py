@@ -107,7 +107,7 @@ PLANTS: dict[str, tuple[planted.Plant, tuple[str, str]]] = {
     "held without a hold": (planted.held_without_hold, ("I3", "account")),
     "another request": (planted.other_request, ("I5", "id")),
     "a line served out of order": (planted.out_of_order, ("I8", "overtaken")),
-    "somebody put out of the line": (planted.thrown_out, ("I8", "in no line")),
+    "the id of one who waited in vain": (planted.id_not_spent, ("I8", "units closed")),
     "the gate off by one": (planted.gate_off_by(available=1), ("I6", "sum gate")),
     "the gate shifted": (planted.gate_off_by(available=1, sold=-1), ("I6", "gate and book")),
 }

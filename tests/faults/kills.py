@@ -4,11 +4,12 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from stack.errors import StackError
 from tests.faults.faults import Fault, Inject
+from tests.faults.life import LONG_LINE, close_with_a_line, raise_under_a_line
 from tests.faults.run import FaultError, Run, Scale
 from tests.faults.traffic import Habits
 
@@ -30,10 +31,20 @@ _NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 #: Of these, those at which a purchase is found that its buyer has left.
 _LOST = {"sweeper.published", "sweeper.recorded"}
+#: Points that only something done to the whole sale leads to.
+_LED_TO: dict[str, Callable[[Run], Awaitable[None]]] = {
+    "inventory.promoting": raise_under_a_line,
+    "inventory.promoted": raise_under_a_line,
+    "inventory.line_closed": close_with_a_line,
+}
+#: Points of refunds.
+_OF_REFUNDS = {"purchase.refunding", "refunder.reversed", "refunder.released", "balance.reversed"}
+#: Points of promotions that a purchase is told of.
+_OF_LINES = {"follower.taken_in", "follower.queued"}
 #: Points that other faults reach, or that nothing in a purchase reaches.
 _ELSEWHERE = {
     "balance.expired": "a hold expires only while its worker is stopped: tests/faults/clocks.py",
-    "balance.reversed": "no purchase is reversed: there are no refunds yet",
+    "inventory.left": "a cancel releases, whether or not it waits; only operators leave the line for others",
 }
 
 
@@ -78,6 +89,8 @@ def _kill_at(point: str) -> Inject:
             names |= await world.off(world.processes)
         if point.startswith("recalibration."):
             await run.recalibrate()
+        if point in _LED_TO:
+            await _LED_TO[point](run)
         await fired_and_back(run, point, names)
 
     return inject
@@ -126,18 +139,26 @@ async def _kill_at_random(run: Run) -> None:
             await run.world.off(stack.wait_restarted, name, pid, 60.0)
 
 
+def _scale_of(point: str) -> Scale:
+    """Buyers such that the point is reached, and that what they leave behind is there to be killed over."""
+    if point in _LOST:
+        # Nobody repeats or cancels: the killed call may carry a single purchase, and that one must be left behind.
+        return Scale(spread_s=2.5, habits=Habits(cancel=0.0, repeat=0.0, give_up=1.0, wait=0.0, refund=0.0))
+    if point in _NEEDS:
+        return Scale(spread_s=2.5, habits=Habits(cancel=0.3, give_up=1.0))
+    if point in _OF_REFUNDS:
+        return Scale(spread_s=2.5, habits=Habits(refund=0.4))
+    if point in _LED_TO or point in _OF_LINES:
+        return LONG_LINE
+    return Scale(spread_s=2.5, habits=Habits(cancel=0.12))
+
+
 def faults() -> Iterator[Fault]:
     """All kills."""
-    # More who give up and cancel, so that what they leave behind is there to be killed over.
-    scale = Scale(spread_s=2.5, habits=Habits(cancel=0.12))
-    careless = Scale(spread_s=2.5, habits=Habits(cancel=0.3, give_up=1.0))
-    # Nobody repeats or cancels: the killed call may carry a single purchase, and that one must be left behind.
-    lost = Scale(spread_s=2.5, habits=Habits(cancel=0.0, repeat=0.0, give_up=1.0, wait=0.0, refund=0.0))
     for point in points():
         if point not in _ELSEWHERE:
             quick = point in ("inventory.granted", "settlement.assigned")
-            size = lost if point in _LOST else careless if point in _NEEDS else scale
-            yield Fault(f"kill at {point}", "kill", _kill_at(point), quick=quick, scale=size)
+            yield Fault(f"kill at {point}", "kill", _kill_at(point), quick=quick, scale=_scale_of(point))
     for kind in ("inventory", "balance", "purchase", "settlement", "gateway"):
         for phase in ("burst", "settlement"):
             yield Fault(f"kill {kind} in {phase}", "kill", _kill(kind), phase=phase)

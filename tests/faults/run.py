@@ -54,6 +54,10 @@ class Run:
         self.world = world
         self.scale = scale
         self.rng = rng
+        #: Shares on sale in all; it may be raised.
+        self.total = scale.shares
+        #: Whether the sale was closed while people still wanted shares of it.
+        self.closed_early = False
         self.verdict = Verdict()
         self.history = History(self.verdict.broken)
         #: Seconds from the moment a part could work again to the moment it did, by what was measured.
@@ -71,7 +75,7 @@ class Run:
         await fund_accounts(self.clients, funds, prefix)
         self.sale_id = await open_sale(self.clients, f"Fault {prefix}", self.scale.shares, PRICE_MINOR)
         self.books = Books(self.world.environment, self.sale_id)
-        self.watcher = Watcher(self.books, self.history, self.verdict, self.scale.shares)
+        self.watcher = Watcher(self.books, self.history, self.verdict, lambda: self.total)
         self.traffic = Traffic(
             self.buyers,
             self.sale_id,
@@ -173,6 +177,19 @@ class Run:
                     self.effects[f"recalibration answered {error.code().name}"] = 1
                 else:
                     return
+
+    async def raise_total(self, more: int) -> None:
+        """Puts so many more shares on sale, however often that has to be asked for."""
+        # Counted first: from here on so many may be sold.
+        self.total += more
+        request = inventory.RaiseSaleTotalRequest(sale_id=self.sale_id, total=self.total, actor="faults")
+        await call(self.clients.inventory.RaiseSaleTotal, request, patience_s=_MOMENT_S_MAX)
+
+    async def close(self) -> None:
+        """Closes the sale while people still want shares of it."""
+        self.closed_early = True
+        request = inventory.CloseSaleRequest(sale_id=self.sale_id, actor="faults")
+        await call(self.clients.inventory.CloseSale, request, patience_s=_MOMENT_S_MAX)
 
     async def finish(self) -> None:
         """Waits until nothing is under way any more, and checks the end; then closes the sale, and checks how its line

@@ -92,7 +92,7 @@ def _missing(run: Run, now: Snapshot, moves_left: int) -> str:
         return "the gate is not in service"
     sold = sum(unit.quantity for unit in now.reservations.values() if unit.state == "SOLD")
     counts = tuple(int(now.gate[name]) for name in ("available", "reserved", "sold"))
-    if counts != (run.scale.shares - sold, 0, sold):
+    if counts != (run.total - sold, 0, sold):
         return f"the gate says {counts} and SQL has sold {sold}"
     waitlisted = {key for key, row in now.purchases.items() if row.state == "WAITLISTED"}
     waiting = {key for key, place in now.line.items() if place.state == "WAITING"}
@@ -102,7 +102,7 @@ def _missing(run: Run, now: Snapshot, moves_left: int) -> str:
         return f"{len(waiting)} are in line and {now.gate['waiting']} by the gate"
     if counts[0] and waiting:
         return f"{counts[0]} units on sale and {len(waiting)} in line for them"
-    if counts[0] and run.traffic.hoping:
+    if counts[0] and run.traffic.hoping and not run.closed_early:
         return f"{counts[0]} units on sale and {run.traffic.hoping} buyers who want them"
     return ""
 
@@ -151,22 +151,24 @@ async def require_closed(run: Run) -> None:
 
 
 def _require_no_unit_left(run: Run, now: Snapshot) -> None:
-    """I7: all is sold, or nobody who could have paid was sent away."""
+    """I7: all is sold, or nobody who could have paid was sent away. Of a sale closed early nothing more is sold."""
+    if run.closed_early:
+        return
     sold = sum(unit.quantity for unit in now.reservations.values() if unit.state == "SOLD")
     waiting = {(row.user_id, row.request_id) for row in now.purchases.values() if row.state == "WAITLISTED"}
     unserved = sum(1 for buyer in run.buyers if buyer.funded and buyer.key in run.traffic.refused | waiting)
-    what = f"{sold} of {run.scale.shares} sold, and {unserved} who could pay wait or were told sold out"
-    run.verdict.require("I7", sold == run.scale.shares or not unserved, what)
+    what = f"{sold} of {run.total} sold, and {unserved} who could pay wait or were told sold out"
+    run.verdict.require("I7", sold == run.total or not unserved, what)
 
 
 def _recount(run: Run, wanted: Sequence[str] = ("I1", "I2", "I3", "I5", "I6", "I8")) -> None:
     recount = Recount(run.world.environment)
     checks: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("I1", lambda: recount.shares(run.sale_id, run.scale.shares)),
+        ("I1", lambda: recount.shares(run.sale_id, run.total)),
         ("I2", lambda: recount.outcomes(run.sale_id)),
         ("I3", recount.books),
         ("I5", lambda: recount.identity(run.sale_id)),
-        ("I6", lambda: recount.stock(run.sale_id, run.scale.shares)),
+        ("I6", lambda: recount.stock(run.sale_id, run.total)),
         ("I8", lambda: recount.line(run.sale_id)),
     )
     for promise, check in checks:

@@ -13,6 +13,7 @@ from tests.faults import (
     fairness,
     kills,
     large_sale,
+    life,
     messages,
     network_faults,
     overlaps,
@@ -31,7 +32,7 @@ _INJECT_S_MAX = 120.0
 
 def all_faults() -> list[Fault]:
     """Every fault there is, in the order in which the suite runs them."""
-    kinds = (kills, overlaps, server_faults, large_sale, network_faults, clocks, messages, rolling, fairness)
+    kinds = (kills, overlaps, life, server_faults, large_sale, network_faults, clocks, messages, rolling, fairness)
     return [fault for kind in kinds for fault in kind.faults()]
 
 

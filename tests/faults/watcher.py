@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import psycopg
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -49,7 +50,7 @@ class Verdict:
 class Watcher:
     """Takes round after round until stopped. Where a server is away it goes on with the next round."""
 
-    def __init__(self, books: Books, history: History, verdict: Verdict, total: int) -> None:
+    def __init__(self, books: Books, history: History, verdict: Verdict, total: Callable[[], int]) -> None:
         self._books = books
         self._history = history
         self._verdict = verdict
@@ -90,7 +91,7 @@ class Watcher:
                 self.blind_rounds += 1
                 self.on_sale = 0
             else:
-                self._look(Round(now, self._last, accepted, self._total), began)
+                self._look(Round(now, self._last, accepted, self._total()), began)
             await asyncio.sleep(_PAUSE_S)
 
     def _look(self, look: Round, began: float) -> None:
