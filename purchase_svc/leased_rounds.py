@@ -16,8 +16,9 @@ from purchase_svc.purchase_book import SQL_FOLDER
 
 log = get_logger(__name__)
 
-#: The longest that others wait when the holder of a lease has died, seconds; longer than a round may last.
-_LEASE_S = 10.0
+#: The longest that others wait when the holder of a lease has died, seconds; longer than a round lasts while nobody is
+#: away. When it runs out in the middle of one, two are at work, which does no harm.
+_LEASE_S = 3.0
 #: Pauses after a round that found something, that found nothing, and that failed, seconds.
 _PAUSE_NEWS_S, _PAUSE_S, _PAUSE_FAILED_S = 0.1, 0.25, 1.0
 

@@ -126,8 +126,7 @@ async def _open_services(settings: SettlementSettings, metrics: Metrics) -> Asyn
 
 @asynccontextmanager
 async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]:
-    """Settles, sweeps, follows the waitlist and refunds until left; then ends what is under way and gives the partitions
-    back.
+    """Settles, sweeps, follows the waitlist and refunds until left; then ends what is under way.
 
     Starts while RabbitMQ, inventory or balance are away. Raises SettingsError on an unmigrated database.
     """

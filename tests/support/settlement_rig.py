@@ -113,6 +113,11 @@ class SettlementRig:
             items = [balance_pb.DepositItem(request_id=uuid.uuid4().hex, user_id=user, amount=money) for user in users]
             await self.balance.BatchDeposit(balance_pb.BatchDepositRequest(deposits=items))
 
+    async def money(self, user: str) -> tuple[int, int]:
+        """Balance and held money of a user, cents."""
+        answer = await self.balance.GetBalance(balance_pb.GetBalanceRequest(user_id=user, currency_code="EUR"))
+        return answer.account.balance_minor, answer.account.held_minor
+
     def wishes(self, users: Iterable[str], quantity: int = 1, request: str = "r1") -> list[Wish]:
         """What these users ask for."""
         return [
@@ -163,7 +168,8 @@ class SettlementRig:
 
         async def done() -> bool:
             query = """SELECT count(*) FROM purchases
-                       WHERE purchase_id = ANY(%s) AND (state IN ('RESERVED', 'SETTLING') OR cleanup_pending)"""
+                       WHERE purchase_id = ANY(%s) AND (cleanup_pending OR
+                            state IN ('WAITLISTED', 'RESERVED', 'SETTLING', 'REFUNDING'))"""
             return bool((await self.sql(query, list(ids)))[0][0] == 0)
 
         await eventually(done, within_s)
@@ -222,6 +228,9 @@ class SettlementRig:
                 numbers += purchase.share_numbers
             elif purchase.state.final:
                 assert reservation.state == inventory_pb.RESERVATION_STATE_RELEASED
+                if purchase.state is PurchaseState.REFUNDED:
+                    assert hold is not None
+                    assert hold.state == _HOLD_STATES.HOLD_STATE_REVERSED
                 open_states = (_HOLD_STATES.HOLD_STATE_HELD, _HOLD_STATES.HOLD_STATE_CAPTURED)
                 assert hold is None or hold.state not in open_states
         assert len(numbers) == len(set(numbers))

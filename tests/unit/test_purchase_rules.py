@@ -71,7 +71,7 @@ def test_a_final_state_is_never_left_but_for_a_refund() -> None:
 def test_every_state_is_final_or_is_driven_on_or_waits_for_an_operator() -> None:
     assert set(PurchaseState) == FINAL_STATES | UNFINISHED_STATES | {PurchaseState.PARKED}
     assert not FINAL_STATES & UNFINISHED_STATES
-    assert FINAL_STATES - NON_WINS == {PurchaseState.CONFIRMED}
+    assert {PurchaseState.CONFIRMED} == FINAL_STATES - NON_WINS
 
 
 def test_who_has_left_the_line_never_comes_back() -> None:
