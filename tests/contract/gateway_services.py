@@ -81,11 +81,12 @@ class Purchases(purchase_grpc.PurchaseServiceServicer):
         self.watching += 1
         try:
             while True:
+                told = found.state
                 yield purchase.WatchPurchaseResponse(purchase=found)
-                if found.state in _FINAL:
+                if told in _FINAL:
                     return
                 async with self.changed:
-                    await self.changed.wait()
+                    await self.changed.wait_for(lambda told=told: found.state != told)  # type: ignore[misc]
         finally:
             self.watching -= 1
 

@@ -72,7 +72,7 @@ def test_a_parked_purchase_leaves_open_who_paid() -> None:
     ids=str,
 )
 def test_books_that_do_not_add_up_are_broken_at_once(wrong: dict[str, int]) -> None:
-    books = balance.CheckBooksResponse(totals=[balance.CurrencyTotals(currency_code="EUR", **wrong)])  # type: ignore[arg-type]
+    books = balance.CheckBooksResponse(totals=[balance.CurrencyTotals(currency_code="EUR", **wrong)])
     finding = books_finding(books)
     assert finding is not None
     glance = AuditGlance()
