@@ -1,4 +1,4 @@
-"""How soon a change of stock reaches a subscriber of WatchStock: within 100 ms, whoever made it, after whatever pause."""
+"""How soon a change of stock reaches a subscriber of WatchStock: within 100 ms, whoever made it and whenever."""
 
 import asyncio
 import statistics
@@ -17,8 +17,8 @@ from tests.support.inventory_rig import OK, InventoryRig, inventory_rig, item, s
 from tests.support.sale_life import ask
 from tests.support.servers import Servers
 
-#: The promise, seconds.
-WITHIN_S = 0.1
+#: The promise, seconds; and what is left of it when the change is told rather than waited for by the slower reading.
+WITHIN_S, AT_ONCE_S = 0.1, 0.05
 TOTAL = 10_000
 
 
@@ -79,15 +79,15 @@ async def delay_of(watcher: Watcher, change: Awaitable[object], condition: Calla
     return max(0.0, await watcher.first(condition, since=since) - answered_at)
 
 
-def tell(what: str, delays: list[float]) -> None:
+def tell(what: str, delays: list[float], within_s: float = WITHIN_S) -> None:
     """Prints the figures (pytest -s) and holds the stream to the promise."""
     median, most = statistics.median(delays) * 1000, max(delays) * 1000
     print(f"{what}: median {median:.1f} ms, max {most:.1f} ms of {len(delays)}")  # noqa: T201
-    assert max(delays) <= WITHIN_S, (what, sorted(delays)[-5:])
+    assert max(delays) <= within_s, (what, sorted(delays)[-5:])
 
 
 #: Pauses between changes, seconds: in a row, at the pace of the readings, and longer than any of the rhythms there are.
-PAUSES = {"in a row": (0.0, 80), "at the readings' pace": (0.03, 60), "now and then": (1.2, 5), "seldom": (2.3, 5)}
+PAUSES = {"in a row": (0.0, 80), "at the readings' pace": (0.03, 60), "now and then": (1.2, 4), "seldom": (2.3, 4)}
 
 
 @pytest.mark.parametrize("pause", PAUSES)
@@ -101,15 +101,16 @@ async def test_each_change_is_told_within_a_tenth_of_a_second(
     delays = []
     async with watching(rigs["own"], sale_id) as watcher:
         for number in range(count):
-            await asyncio.sleep(pause_s)
+            # Not in step with any rhythm of the readings.
+            await asyncio.sleep(pause_s * (1 + number * 0.01))
             wish = item(sale_id, f"u{number}")
             delays.append(await delay_of(watcher, rig.reserve([wish]), lambda s, n=number: s.reserved == n + 1))  # type: ignore[misc]
         kept = [item(sale_id, f"u{number}").reservation_id for number in range(count)]
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(pause_s * 1.04)
         delays.append(await delay_of(watcher, rig.confirm(kept[:2]), lambda s: s.sold == 2))
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(pause_s * 1.05)
         delays.append(await delay_of(watcher, rig.release(kept[2:3]), lambda s: s.reserved == count - 3))
-    tell(f"{whose}, {pause}", delays)
+    tell(f"{whose}, {pause}", delays, WITHIN_S if pause_s < 1 else AT_ONCE_S)
 
 
 @pytest.mark.parametrize("whose", ["own", "other"])
@@ -121,7 +122,7 @@ async def test_opening_pausing_and_more_units_are_told_within_a_tenth_of_a_secon
     assert await rig.reserve([item(sale_id, f"u{n}") for n in range(1_000)]) == [OK] * 1_000
     delays = []
     async with watching(rigs["own"], sale_id) as watcher:
-        for round_ in range(3):
+        for round_ in range(2):
             # So that nothing has changed for a while.
             await asyncio.sleep(stock_watch._IDLE_AFTER_S + 0.2)
             delays.append(await delay_of(watcher, ask(rig, "Pause", sale_id), lambda s: not s.open))
@@ -129,7 +130,7 @@ async def test_opening_pausing_and_more_units_are_told_within_a_tenth_of_a_secon
             total = 5_001 + round_
             raised = ask(rig, "Raise", sale_id, total=total)
             delays.append(await delay_of(watcher, raised, lambda s, t=total: s.total == t))  # type: ignore[misc]
-    tell(f"{whose}, states and totals", delays)
+    tell(f"{whose}, states and totals", delays, AT_ONCE_S)
 
 
 async def test_under_load_at_most_twenty_readings_a_second_are_told(rigs: dict[str, InventoryRig]) -> None:
