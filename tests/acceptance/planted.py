@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 import redis
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from psycopg import sql
 
 from tests.acceptance.recount import Recount
@@ -21,9 +22,12 @@ def connected(recount: Recount, database: str) -> psycopg.Connection:
 
 
 def one_purchase(recount: Recount, sale_id: str, state: str) -> tuple[str, str]:
-    """Id and user of a purchase in this state."""
-    query = "SELECT purchase_id::text, user_id FROM purchases WHERE sale_id = %s AND state = %s ORDER BY 1 LIMIT 1"
-    ((purchase_id, user_id),) = recount.rows("purchase", query, sale_id, state)
+    """Id and user of a purchase in this state that got as far as a hold."""
+    query = (
+        "SELECT purchase_id::text, user_id FROM purchases WHERE sale_id = %s AND state = %s AND reason <> %s"
+        " ORDER BY 1 LIMIT 1"
+    )
+    ((purchase_id, user_id),) = recount.rows("purchase", query, sale_id, state, ErrorReason.ERROR_REASON_SALE_CLOSED)
     return purchase_id, user_id
 
 
