@@ -26,6 +26,9 @@ class Result:
     recovery_s: dict[str, float] = field(default_factory=dict)
     attempts: int = 0
     purchases: int = 0
+    promoted: int = 0
+    left_line: int = 0
+    refunded: int = 0
     answers: dict[str, int] = field(default_factory=dict)
     checked: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
@@ -95,6 +98,10 @@ class Report:
             self._say(
                 f"{kind:<16}{row['faults']:>8}{row['purchases']:>11}{row['checks']:>9}{row['violations']:>8}  {slowest}"
             )
+        self._say(
+            f"{figures['promoted']:,} promoted out of lines, {figures['left_line']:,} left one,"
+            f" {figures['refunded']:,} refunded"
+        )
         verdict = (
             "every promise held"
             if self.passed
@@ -130,6 +137,10 @@ class Report:
             "faults": len(self._results),
             "skipped": self._skipped,
             "purchases_attempted": sum(result.attempts for result in self._results),
+            **{
+                name: sum(getattr(result, name) for result in self._results)
+                for name in ("promoted", "left_line", "refunded")
+            },
             "promises_checked": sum(checked.values()),
             "checked_by_promise": dict(sorted(checked.items())),
             "violations": sum(len(result.violations) for result in self._results),

@@ -63,6 +63,8 @@ class Watcher:
         self.in_line = 0
         #: Requests that were promoted out of the line.
         self.promoted = 0
+        #: Requests that left it.
+        self.left_line = 0
         #: When the gate was last seen in service, on the monotonic clock before it was read.
         self.gate_served_at = 0.0
         self.settled = 0
@@ -111,7 +113,8 @@ class Watcher:
         rows = look.now.purchases.values()
         self.abandoned = sum(1 for row in rows if row.reason == ErrorReason.ERROR_REASON_ABANDONED)
         self.in_line = sum(1 for row in rows if row.state == "WAITLISTED")
-        self.promoted = sum(1 for place in look.now.line.values() if place.state == "PROMOTED")
+        line = Counter(place.state for place in look.now.line.values())
+        self.promoted, self.left_line = line["PROMOTED"], line["LEFT"]
         settled = sum(1 for row in rows if row.state in _SETTLED)
         if settled != self.settled:
             self.settled, self.settled_at = settled, time.monotonic()
