@@ -171,6 +171,19 @@ async def test_the_reaper_completes_a_promotion_that_redis_alone_knows(rig: Inve
     assert await promoted_in_order(rig, sale_id) == ids_of(line[:2])
 
 
+async def test_nobody_is_promoted_in_sql_before_somebody_else_who_waits(rig: InventoryRig, parts: LineParts) -> None:
+    sale_id, _, line = await half_promoted(rig, parts)
+    epoch, ids = (await parts.gate.read(sale_id)).epoch, ids_of(line)
+    late = await parts.waitlist.promote(sale_id, epoch, ids[1:2])
+    assert late is not None
+    assert (late.promoted, late.decided) == ([], [])
+    both = await parts.waitlist.promote(sale_id, epoch, ids[1::-1])
+    assert both is not None
+    assert both.promoted == ids[:2]
+    assert await parts.waitlist.promote(sale_id, epoch - 1, ids[2:]) is None
+    assert await at_rest(rig, sale_id) == ((0, 3, 0), 1)
+
+
 async def test_who_is_half_promoted_is_still_told_to_wait_and_can_leave(rig: InventoryRig, parts: LineParts) -> None:
     sale_id, _, line = await half_promoted(rig, parts)
     assert await ask(rig, line[:2]) == ["waits 1", "waits 2"]
