@@ -101,10 +101,11 @@ ORDER BY w.ticket
 -- name: end_waiting
 -- Under the line's lock: these ids of its sale, all of which wait, wait no more, and are decided in this order. Each gets
 -- the reservation that goes with it: RESERVED, or RELEASED, by which the id is spent for good. That it waits is asked by
--- its end_time, so that no index but that of the ids can serve: the others would be read from end to end.
+-- its end_time, so that no index but that of the ids can serve: the others would be read from end to end. One time for
+-- all of them, or the order by time would be that in which they happen to be updated.
 WITH ended AS (
     UPDATE waitlist w
-    SET state = %(state)s, end_time = clock_timestamp(),
+    SET state = %(state)s, end_time = (SELECT clock_timestamp()),
         decision_number = (SELECT l.next_decision FROM sale_lines l WHERE l.sale_id = %(sale_id)s)
                           + array_position(%(ids)s::uuid[], w.reservation_id) - 1
     WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.end_time IS NULL

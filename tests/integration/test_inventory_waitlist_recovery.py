@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -292,7 +293,7 @@ async def test_a_process_that_dies_between_two_steps_of_the_line_loses_nothing(
     await ask(rig, line[:2])
     async with other_process(rig, tmp_path) as (other, process):
         (tmp_path / point).write_text("kill")
-        calls = {
+        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "inventory.granted": lambda: ask(other, line[2:]),
             "inventory.joined": lambda: ask(other, line[2:]),
             "inventory.released": lambda: other.release(holders[:1]),
