@@ -8,6 +8,8 @@ the first in line. Like a grant: units in Redis first, then SQL.
 import asyncio
 import contextlib
 
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
@@ -22,7 +24,7 @@ log = get_logger(__name__)
 #: Least time between two rounds, however often somebody wakes the promoter, seconds.
 _ROUND_PAUSE_S = 0.02
 #: Those in line whose wait one transaction ends when the sale is closed.
-_CLOSED_AT_ONCE = 2_000
+_CLOSED_AT_ONCE = 500
 
 
 class Promoter:
@@ -65,12 +67,13 @@ class Promoter:
     async def _serve_woken(self) -> None:
         woken, self._woken = self._woken, set()
         for sale_id in woken:
-            with contextlib.suppress(DomainError):
+            try:
                 # Mostly there is nothing to hand out, which the gate tells for less than SQL would.
                 stock = await self._gate.read(sale_id)
-                if not stock.available or not stock.waiting:
-                    continue
-            line = await self._waitlist.line(sale_id)
+            except DomainError:
+                # Woken again when it is in service, or seen by the next round of all.
+                continue
+            line = await self._waitlist.line(sale_id) if stock.available and stock.waiting else None
             if line is not None:
                 await self._serve(line)
 
@@ -82,7 +85,8 @@ class Promoter:
                 await self.close(line.sale_id)
         except DomainError as error:
             # Its gate is being rebuilt, or a server is away: its turn comes again, and the other sales' all the same.
-            log.warning("a line is served later", sale_id=line.sale_id, reason=error.reason_name)
+            if error.reason != ErrorReason.ERROR_REASON_STOCK_RECALIBRATING:
+                log.warning("a line is served later", sale_id=line.sale_id, reason=error.reason_name)
 
     async def promote(self, line: Line) -> int:
         """Gives those first in line what is available, and completes promotions that were half done; how many were

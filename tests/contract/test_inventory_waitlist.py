@@ -287,14 +287,22 @@ async def test_outcomes_are_listed_in_the_order_decided_until_they_are_acknowled
     assert all(entry.end_time.ToNanoseconds() >= entry.join_time.ToNanoseconds() for entry in in_order)
 
 
+async def test_outcomes_of_one_release_are_listed_in_the_order_of_the_line(rig: InventoryRig) -> None:
+    sale_id, holders = await sold_out_sale(rig, 40)
+    line = [joining(sale_id, f"u{number}") for number in range(40)]
+    await ask(rig, line)
+    await rig.release(holders)
+    assert [key for key, _ in await untold(rig, sale_id)] == ids_of(line)
+
+
 async def test_the_line_is_listed_page_by_page_and_by_state(rig: InventoryRig) -> None:
     sale_id, holders = await sold_out_sale(rig, 2)
     line = [joining(sale_id, f"u{number}") for number in range(7)]
     await ask(rig, line)
     await rig.release(holders)
-    assert ids_of(await entries(rig, sale_id, page_size=3)) == ids_of(line)  # type: ignore[arg-type]
+    assert ids_of(await entries(rig, sale_id, page_size=3)) == ids_of(line)
     waiters = await entries(rig, sale_id, page_size=2, state=STATE.WAITLIST_STATE_WAITING)
-    assert ids_of(waiters) == ids_of(line[2:])  # type: ignore[arg-type]
+    assert ids_of(waiters) == ids_of(line[2:])
     assert (waiters[0].user_id, waiters[0].request_id, waiters[0].quantity, waiters[0].decision_number) == (
         "u2",
         "r1",
@@ -304,7 +312,7 @@ async def test_the_line_is_listed_page_by_page_and_by_state(rig: InventoryRig) -
     assert not waiters[0].HasField("end_time")
     for wrong in ({"state": 9}, {"page_size": -1}, {"page_token": "x"}):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=sale_id, **wrong))  # type: ignore[arg-type]
+            await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=sale_id, **wrong))
         assert [field for field, _ in from_rpc_error(caught.value).violations] == list(wrong)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=str(uuid.uuid4())))
