@@ -126,14 +126,20 @@ class _Hub:
 
     async def run(self) -> None:
         """Reads until stopped or cancelled; a cancellation alone can be lost (mesh.background.end_tasks)."""
+        loop = asyncio.get_running_loop()
         while not self.stopped:
+            began_at = loop.time()
             try:
                 await self._read()
             except DomainError as error:
                 self._lose(error)
-            idle = asyncio.get_running_loop().time() - self._changed_at > _IDLE_AFTER_S
+            idle = began_at - self._changed_at > _IDLE_AFTER_S
+            # From beginning to beginning, so that a reading that takes long does not make the next one late as well;
+            # but one that takes longer than that leaves Redis and this loop as much time as it took.
+            now = loop.time()
+            pause_s = max((_IDLE_S if idle else _BUSY_S) - (now - began_at), min(now - began_at, _BUSY_S))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_IDLE_S if idle else _BUSY_S):
+                async with asyncio.timeout(pause_s):
                     await self._urgent.wait()
             self._urgent.clear()
 

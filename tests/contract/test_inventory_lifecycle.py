@@ -47,7 +47,8 @@ async def rig(servers: Servers) -> AsyncIterator[InventoryRig]:
 async def test_each_change_is_legal_or_refused_and_noted_or_not(rig: InventoryRig, present: str, verb: str) -> None:
     sale_id = await sale_in_state(rig, present)
     before, noted = await sale_of(rig, sale_id), await changes_of(rig, sale_id)
-    given: dict[str, Any] = {"Schedule": {"open_time": in_s(7200)}, "Raise": {"total": 2}}.get(verb, {})
+    contents: dict[str, dict[str, Any]] = {"Schedule": {"open_time": in_s(7200)}, "Raise": {"total": 2}}
+    given = contents.get(verb, {})
     wanted = LIFE[present][verb]
     if wanted is None:
         assert await refusal(ask(rig, verb, sale_id, actor="olga", **given)) == CONFLICT
@@ -79,7 +80,12 @@ async def test_each_change_is_legal_or_refused_and_noted_or_not(rig: InventoryRi
 
 async def test_a_sale_tells_everything_it_was_created_with(rig: InventoryRig) -> None:
     opens, closes = in_s(3600), in_s(7200)
-    given = {"open_time": opens, "close_time": closes, "eligible_users_only": True, "overtaking_allowed": True}
+    given: dict[str, Any] = {
+        "open_time": opens,
+        "close_time": closes,
+        "eligible_users_only": True,
+        "overtaking_allowed": True,
+    }
     sale = await rig.create_sale(5, actor="olga", **given)
     assert state_name(sale.state) == "SCHEDULED"
     assert (sale.open_time, sale.close_time) == (opens, closes)
@@ -95,13 +101,13 @@ async def test_a_sale_tells_everything_it_was_created_with(rig: InventoryRig) ->
 
 
 async def test_a_creation_is_known_again_although_the_sale_has_changed(rig: InventoryRig) -> None:
-    asked = {"request_id": uuid.uuid4().hex, "open_time": in_s(3600), "close_time": in_s(7200)}
+    asked: dict[str, Any] = {"request_id": uuid.uuid4().hex, "open_time": in_s(3600), "close_time": in_s(7200)}
     sale = await rig.create_sale(5, **asked)
     await ask(rig, "Raise", sale.sale_id, total=9)
     await ask(rig, "Schedule", sale.sale_id, open_time=in_s(1800))
     again = await rig.create_sale(5, actor="another", **asked)
     assert (again.sale_id, again.total) == (sale.sale_id, 9)
-    reused = (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", frozenset())
+    reused = (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", set[str]())
     assert await refusal(rig.create_sale(9, **asked)) == reused
     for change in (
         {"open_time": in_s(1)},
@@ -309,7 +315,7 @@ async def test_what_is_reserved_when_the_total_is_raised_is_kept(rig: InventoryR
 
 @pytest.mark.parametrize("verb", ["Schedule", "Raise"])
 async def test_an_unknown_sale_is_not_found(rig: InventoryRig, verb: str) -> None:
-    not_found = (grpc.StatusCode.NOT_FOUND, "SALE_NOT_FOUND", frozenset())
+    not_found = (grpc.StatusCode.NOT_FOUND, "SALE_NOT_FOUND", set[str]())
     given = {"total": 5} if verb == "Raise" else {}
     assert await refusal(ask(rig, verb, str(uuid.uuid4()), **given)) == not_found
     request = pb.ListSaleChangesRequest(sale_id=str(uuid.uuid4()))

@@ -113,6 +113,7 @@ async def test_the_last_judge_of_share_numbers_is_the_database(servers: Servers)
             " per_user_limit, per_purchase_limit, state)"
             " VALUES ('00000000-0000-0000-0000-000000000001', 'r', 'x', 1, 'EUR', 2, 1, 1, 'OPEN')"
         )
+        await conn.execute("INSERT INTO sale_totals (sale_id, total) SELECT sale_id, total FROM sales")
         await conn.execute("INSERT INTO share_pools (sale_id, total) SELECT sale_id, total FROM sales")
         insert = "INSERT INTO share_numbers SELECT sale_id, %s, %s, gen_random_uuid() FROM sales"
         await conn.execute(insert, (1, 2))

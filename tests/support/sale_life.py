@@ -14,7 +14,7 @@ from mesh.errors import from_rpc_error
 from tests.support.inventory_rig import OK, InventoryRig, item
 from tests.support.waiting import eventually
 
-CONFLICT = (grpc.StatusCode.FAILED_PRECONDITION, "SALE_STATE_CONFLICT", frozenset[str]())
+CONFLICT = (grpc.StatusCode.FAILED_PRECONDITION, "SALE_STATE_CONFLICT", set[str]())
 
 
 def in_s(seconds: float) -> Timestamp:
@@ -29,12 +29,12 @@ def state_name(state: int) -> str:
     return pb.SaleState.Name(state).removeprefix("SALE_STATE_")  # type: ignore[arg-type]
 
 
-async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str, frozenset[str]]:
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str, set[str]]:
     """Status code, reason and wrong fields of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = from_rpc_error(caught.value)
-    return caught.value.code(), error.reason_name, frozenset(field for field, _ in error.violations)
+    return caught.value.code(), error.reason_name, {field for field, _ in error.violations}
 
 
 async def ask(rig: InventoryRig, verb: str, sale_id: str, **given: Any) -> pb.Sale:
@@ -83,7 +83,7 @@ async def sell(rig: InventoryRig, sale_id: str, quantity: int = 1, user: str = "
 
 async def sale_in_state(rig: InventoryRig, state: str) -> str:
     """A fresh sale of one unit that has come into a state; its id."""
-    given = {"open_time": in_s(3600)} if state == "SCHEDULED" else {}
+    given: dict[str, Any] = {"open_time": in_s(3600)} if state == "SCHEDULED" else {}
     sale_id = str((await rig.create_sale(1, actor="maker", **given)).sale_id)
     if state in ("OPEN", "PAUSED", "SOLD_OUT"):
         await ask(rig, "Open", sale_id, actor="opener")
