@@ -68,20 +68,22 @@ class Reaper:
             return 0
         reasons = await self._book.bury(sale_id, epoch, overdue.wishes)
         failpoints.hit("inventory.buried")
-        proved = {key for key, reason in reasons.items() if not reason}
-        half_done = sorted(proved & overdue.promoted)
-        if half_done:
-            promotion = await self._waitlist.promote(sale_id, epoch, half_done)
-            # Whoever must wait for somebody before it, of whom the promoter takes care, stays on the list.
-            proved -= set(half_done).difference(promotion.decided if promotion else ())
-        # Those that a move frees: it may pass the units on, so nobody else may give them back.
+        proved = [key for key, reason in reasons.items() if not reason and key not in overdue.promoted]
+        half_done = [key for key, reason in reasons.items() if not reason and key in overdue.promoted]
+        promotion = await self._waitlist.promote(sale_id, epoch, half_done) if half_done else None
+        # Whoever must let somebody else go first, of whom the promoter takes care, stays on the list.
+        decided = promotion.decided if promotion else []
         ended = [key for key, reason in reasons.items() if reason]
-        followed = await self._book.releases_to_follow(sale_id, ended) if ended else set()
-        proved |= followed
-        ended = [key for key in ended if key not in followed]
+        if ended:
+            # Those that a move frees: it may pass the units on, so nobody else may give them back.
+            followed = await self._book.releases_to_follow(sale_id, ended)
+            decided += followed
+            ended = [key for key in ended if key not in followed]
         if proved:
-            await self._gate.prove(sale_id, epoch, sorted(proved))
+            await self._gate.prove_waiting(sale_id, epoch, proved)
+        if decided:
+            await self._gate.prove(sale_id, epoch, decided)
         if ended:
             self._changed(sale_id, *await self._gate.give_back(sale_id, epoch, ended))
             log.warning("grants without a row were given back", sale_id=sale_id, grants=len(ended))
-        return len(proved) + len(ended)
+        return len(proved) + len(decided) + len(ended)

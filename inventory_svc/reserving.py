@@ -187,7 +187,8 @@ class Reserving:
         failpoints.hit("inventory.joined")
         # Units may have come back after the gate had found none and before the promoter could see who waits.
         self._joined(sale_id)
-        self._proofs.add(sale_id, epoch, (key for key, one in joined.items() if not one.reason))
+        # Not who has units already: the promoter that gave them is about to prove that.
+        self._proofs.add(sale_id, epoch, (key for key, one in joined.items() if one.position), waiting=True)
         spent = [key for key, one in joined.items() if one.reason]
         if spent:
             await self._give_back(sale_id, epoch, spent)

@@ -229,6 +229,11 @@ class StockGate:
         except RedisError as error:
             raise _away(error) from error
 
+    async def prove_waiting(self, sale_id: str, epoch: int, reservation_ids: Sequence[str]) -> None:
+        """Notes that the rows of these are committed, except of those who have been promoted since they joined, and
+        unless the calibration they are of is gone."""
+        await self._call("joined", sale_id, epoch, _encode(list(reservation_ids)))
+
     async def overdue(self, sale_id: str, *, age_min_ms: int) -> Overdue:
         """Up to 250 grants and joinings at least so old, by Redis's clock, whose row is not known to be committed."""
         epoch, *found = await self._call_current("overdue", sale_id, age_min_ms, SCRIPT_ITEMS_MAX)

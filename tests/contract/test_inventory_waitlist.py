@@ -292,9 +292,9 @@ async def test_the_line_is_listed_page_by_page_and_by_state(rig: InventoryRig) -
     line = [joining(sale_id, f"u{number}") for number in range(7)]
     await ask(rig, line)
     await rig.release(holders)
-    assert ids_of(await entries(rig, sale_id, page_size=3)) == ids_of(line)  # type: ignore[arg-type]
+    assert ids_of(await entries(rig, sale_id, page_size=3)) == ids_of(line)
     waiters = await entries(rig, sale_id, page_size=2, state=STATE.WAITLIST_STATE_WAITING)
-    assert ids_of(waiters) == ids_of(line[2:])  # type: ignore[arg-type]
+    assert ids_of(waiters) == ids_of(line[2:])
     assert (waiters[0].user_id, waiters[0].request_id, waiters[0].quantity, waiters[0].decision_number) == (
         "u2",
         "r1",
@@ -304,7 +304,7 @@ async def test_the_line_is_listed_page_by_page_and_by_state(rig: InventoryRig) -
     assert not waiters[0].HasField("end_time")
     for wrong in ({"state": 9}, {"page_size": -1}, {"page_token": "x"}):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=sale_id, **wrong))  # type: ignore[arg-type]
+            await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=sale_id, **wrong))
         assert [field for field, _ in from_rpc_error(caught.value).violations] == list(wrong)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.inventory.ListWaitlist(pb.ListWaitlistRequest(sale_id=str(uuid.uuid4())))

@@ -31,7 +31,7 @@ def joining(sale_id: str, user: str, request: str = "r1", quantity: int = 1) -> 
     return wish
 
 
-def ids_of(items: Iterable[pb.ReserveItem]) -> list[str]:
+def ids_of(items: Iterable[pb.ReserveItem] | Iterable[pb.WaitlistEntry]) -> list[str]:
     """Their reservation ids."""
     return [one.reservation_id for one in items]
 
@@ -100,7 +100,7 @@ async def entries(rig: InventoryRig, sale_id: str, *, state: int = 0, page_size:
 async def promoted_in_order(rig: InventoryRig, sale_id: str) -> list[str]:
     """Ids of those promoted, in the order in which that was decided."""
     found = await entries(rig, sale_id, state=pb.WaitlistState.WAITLIST_STATE_PROMOTED)
-    return ids_of(sorted(found, key=lambda entry: entry.decision_number))  # type: ignore[arg-type]
+    return ids_of(sorted(found, key=lambda entry: entry.decision_number))
 
 
 async def waiting(rig: InventoryRig, sale_id: str, *, book: bool = False) -> int:
@@ -147,6 +147,7 @@ class LineParts:
     sales: SaleBook
     book: ReservationBook
     waitlist: WaitlistBook
+    moves: GateMoves
     promoter: Promoter
 
 
@@ -163,4 +164,4 @@ async def line_parts(rig: InventoryRig) -> AsyncIterator[LineParts]:
     ):
         gate, sales, book, waitlist = StockGate(redis), SaleBook(pool), ReservationBook(pool), WaitlistBook(pool)
         moves = GateMoves(gate, sales, book, changed=ignore, stale=ignore)
-        yield LineParts(gate, sales, book, waitlist, Promoter(gate, waitlist, moves, GrantProofs(gate)))
+        yield LineParts(gate, sales, book, waitlist, moves, Promoter(gate, waitlist, moves, GrantProofs(gate)))
