@@ -191,18 +191,20 @@ async def test_a_cancelled_purchase_whose_release_was_lost_is_cleaned_up(rig: Se
     await rig.audit()
 
 
-async def test_one_worker_sweeps_and_another_takes_over(rig: SettlementRig) -> None:
+async def test_one_worker_sweeps_follows_and_refunds_and_another_takes_over(rig: SettlementRig) -> None:
+    async def holders() -> dict[str, Any]:
+        return dict(await rig.sql("SELECT lease_name, holder FROM settlement_leases"))
+
+    async def held() -> bool:
+        return set(await holders()) == {"sweep", "waitlist", "refunds"}
+
     async with rig.worker():
-
-        async def held() -> bool:
-            return len(await rig.sql("SELECT holder FROM settlement_leases")) == 1
-
         await eventually(held)
-        first = await rig.sql("SELECT holder FROM settlement_leases")
+        first = await holders()
         async with rig.worker():
             await asyncio.sleep(0.5)
-            assert await rig.sql("SELECT holder FROM settlement_leases") == first
+            assert await holders() == first
 
     async with rig.worker():
         await eventually(held)
-        assert await rig.sql("SELECT holder FROM settlement_leases") != first
+        assert set((await holders()).values()).isdisjoint(first.values())

@@ -131,7 +131,7 @@ class LifeRig:
 
 @asynccontextmanager
 async def life_rig(servers: Servers, *, serve: dict[str, Any] | None = None, **settle: Any) -> AsyncIterator[LifeRig]:
-    """All services on fresh databases; ``serve`` goes over the serving process's settings, the rest over the worker's."""
+    """All services on fresh databases; ``serve`` goes over the server's settings, the rest over the worker's."""
     async with settlement_rig(servers, **settle) as services, serving(services, **(serve or {})) as purchases:
         yield LifeRig(services, purchases)
 

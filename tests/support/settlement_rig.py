@@ -89,7 +89,7 @@ class SettlementRig:
             cursor = await conn.execute(query.encode(), parameters)
             return await cursor.fetchall() if cursor.description else []
 
-    async def new_sale(self, total: int, *, per_user: int = 10) -> str:
+    async def new_sale(self, total: int, *, per_user: int = 10, per_purchase: int = 0) -> str:
         """Opens a sale; later methods are about it."""
         request = inventory_pb.CreateSaleRequest(
             request_id=uuid.uuid4().hex,
@@ -97,6 +97,7 @@ class SettlementRig:
             unit_price=Money(amount_minor=PRICE, currency_code="EUR"),
             total=total,
             per_user_limit=per_user,
+            per_purchase_limit=per_purchase,
         )
         self.sale_id = (await self.inventory.CreateSale(request)).sale.sale_id
         await self.inventory.OpenSale(inventory_pb.OpenSaleRequest(sale_id=self.sale_id))
