@@ -9,7 +9,9 @@ from mesh.metrics import Metrics
 
 
 def count(
-    state: purchase.PurchaseState.ValueType, purchases: int, reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_UNSPECIFIED
+    state: purchase.PurchaseState.ValueType,
+    purchases: int,
+    reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_UNSPECIFIED,
 ) -> purchase.PurchaseCount:
     return purchase.PurchaseCount(state=state, purchases=purchases, units=purchases, reason=reason)
 
