@@ -156,8 +156,75 @@ BUGS = (
         (
             (
                 "purchase_svc/sql/purchase.sql",
-                "WHERE purchase_id = %(purchase_id)s AND state = 'RESERVED' AND",
-                "WHERE purchase_id = %(purchase_id)s AND state IN ('RESERVED', 'SETTLING') AND",
+                "WHERE purchase_id = %(purchase_id)s AND state IN ('WAITLISTED', 'RESERVED')\n",
+                "WHERE purchase_id = %(purchase_id)s AND state IN ('WAITLISTED', 'RESERVED', 'SETTLING')\n",
+            ),
+        ),
+    ),
+    Bug(
+        "the last in line is promoted first",
+        "messages twice",
+        (
+            (
+                "inventory_svc/sql/waitlist.sql",
+                "ORDER BY w.ticket\nLIMIT %(most)s\n",
+                "ORDER BY w.ticket DESC\nLIMIT %(most)s\n",
+            ),
+        ),
+    ),
+    Bug(
+        "whoever cancels in line is promoted all the same",
+        "messages twice",
+        (
+            (
+                "inventory_svc/releasing.py",
+                "        reasons[reservation_id] = ErrorReason.ERROR_REASON_UNSPECIFIED\n"
+                "        freed[sale_id].leaving.append(reservation_id)\n",
+                "        reasons[reservation_id] = ErrorReason.ERROR_REASON_UNSPECIFIED\n",
+            ),
+        ),
+    ),
+    Bug(
+        "the gate does not follow a promotion",
+        "messages twice",
+        (("inventory_svc/lua/move.lua", "if #promoted > 0 then\n", "if #promoted > 0 and false then\n"),),
+    ),
+    Bug(
+        "a recalibration that forgets the line",
+        "redis wiped in settlement",
+        (
+            (
+                "inventory_svc/sql/reservation_book.sql",
+                "request_id, quantity, state FROM waitlist\nWHERE sale_id = %(sale_id)s AND state = 'WAITING'\n",
+                "request_id, quantity, state FROM waitlist\nWHERE sale_id = %(sale_id)s AND state = 'NONE'\n",
+            ),
+        ),
+    ),
+    Bug(
+        "a refund gives the shares back and no money",
+        "messages twice",
+        (
+            (
+                "purchase_svc/refunder.py",
+                "        money = await self._services.reverse_captures(ids)\n",
+                "        money = {}\n",
+            ),
+            (
+                "purchase_svc/refunder.py",
+                "[key for key, answer in money.items() if answer.done]",
+                "list(ids)",
+            ),
+        ),
+    ),
+    Bug(
+        "a refund gives the shares back before the money",
+        "kill at refunder.reversed",
+        (
+            (
+                "purchase_svc/refunder.py",
+                "        money = await self._services.reverse_captures(ids)\n",
+                "        await self._services.release_reservations(ids, revoke_sold=True)\n"
+                "        money = await self._services.reverse_captures(ids)\n",
             ),
         ),
     ),

@@ -163,9 +163,10 @@ def test_whoever_leaves_later_had_been_passed() -> None:
 
 
 _QUANTITIES = st.lists(st.integers(1, 3), min_size=1, max_size=12)
+_FREED = st.lists(st.integers(0, 6), min_size=1, max_size=8)
 
 
-@given(_QUANTITIES, st.lists(st.integers(0, 6), min_size=1, max_size=8), st.booleans(), st.randoms(use_true_random=False))
+@given(_QUANTITIES, _FREED, st.booleans(), st.randoms(use_true_random=False))
 def test_a_line_served_by_the_rule_is_never_named(
     quantities: list[int], freed: list[int], overtaking: bool, chance: random.Random
 ) -> None:
