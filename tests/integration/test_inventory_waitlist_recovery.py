@@ -117,6 +117,19 @@ async def test_a_repetition_makes_a_lost_join_durable(rig: InventoryRig, parts: 
     assert await at_rest(rig, sale_id) == ((0, 1, 0), 1)
 
 
+async def test_a_unit_that_came_back_while_somebody_was_joining_is_theirs(rig: InventoryRig, parts: LineParts) -> None:
+    sale_id, holders = await sold_out_sale(rig, 1)
+    wish = joining(sale_id, "a")
+    answer = await parts.gate.reserve(sale_id, [wish_of(wish)])
+    assert answer.in_line == {0}
+    # SQL knows of nobody in line, so the unit goes to the gate, where somebody waits.
+    assert await rig.release(holders) == [OK]
+    assert await rig.reserve([item(sale_id, "new")]) == [SOLD_OUT]
+    assert await ask(rig, [wish]) in (["waits 1"], [OK])
+    await eventually_states(rig, [wish.reservation_id], ["RESERVED"])
+    assert await at_rest(rig, sale_id) == ((0, 1, 0), 0)
+
+
 async def test_a_join_of_an_older_epoch_is_refused(rig: InventoryRig, parts: LineParts) -> None:
     sale_id, _ = await sold_out_sale(rig, 1)
     wish = wish_of(joining(sale_id, "late"))
