@@ -79,7 +79,9 @@ export async function ask(method, path, { body, key, signal, waitS = 0 } = {}) {
     const value = await response.json();
     if (response.ok) return value;
     // A token that has expired meanwhile is of no use to any other request either.
-    if (response.status === 401 && bearerToken && token() === bearerToken) keepToken(null);
+    if (response.status === 401 && bearerToken && token() === bearerToken) {
+      keepToken(null, "Your token is not valid, or has expired.");
+    }
     throw new Problem(response.status, value, toldPause(response, value));
   } catch (error) {
     if (error instanceof Problem) throw error;

@@ -16,6 +16,7 @@ export function signIn(words, onChange) {
     spellcheck: "false",
     "aria-describedby": "token-hint",
   });
+  const why = el("p", { class: "error", role: "alert", hidden: true });
   const panel = byId("sign-in");
   panel.append(
     el(
@@ -29,6 +30,7 @@ export function signIn(words, onChange) {
         },
       },
       el("h2", {}, "Sign in"),
+      why,
       el("p", {}, words),
       el("label", { class: "field" }, "Token", input),
       el("button", { class: "primary", type: "submit" }, "Sign in"),
@@ -41,7 +43,9 @@ export function signIn(words, onChange) {
     el("button", { class: "quiet small", type: "button", onclick: () => keepToken(null) }, "Sign out"),
   );
 
-  const look = () => {
+  const look = (event) => {
+    setText(why, event?.detail ?? "");
+    show(why, why.textContent !== "");
     show(panel, token() === null);
     show(byId("who"), token() !== null);
     setText(name, bearer()?.sub ?? "unknown token");

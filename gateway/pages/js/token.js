@@ -5,16 +5,16 @@ import { read, write } from "./store.js";
 
 const NAME = "token";
 
-/** "change" when there is another token, or none any more. */
+/** "change" when there is another token, or none any more; its `detail` says why not, "" if its owner wanted it so. */
 export const tokenChanges = new EventTarget();
 
 /** The token, or null. */
 export const token = () => read(NAME);
 
-/** Keeps a token; null forgets it. */
-export function keepToken(text) {
+/** Keeps a token; null forgets it, and `why` tells its owner the reason. */
+export function keepToken(text, why = "") {
   write(NAME, text);
-  tokenChanges.dispatchEvent(new Event("change"));
+  tokenChanges.dispatchEvent(new CustomEvent("change", { detail: why }));
 }
 
 /** What the token says of its bearer, for display alone (the gateway checks it): { sub, role }, or null. */
