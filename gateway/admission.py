@@ -14,12 +14,19 @@ AUTHORIZATION_LENGTH_MAX = 4096
 QUANTITY_MAX = 1000
 
 
+#: Announced lengths of bodies that cannot ask for the waitlist: the shortest that does is {"waitlist":true}. As text,
+#: because the door compares what was sent with them.
+LENGTHS_WITHOUT_WISH = frozenset(map(str, range(len('{"waitlist":true}'))))
+
+
 class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a buyer sends."""
+    """What a buyer sends: how many shares, and whether to wait in line if there are too few."""
 
     quantity: int = 1
+    waitlist: bool = False
 
 
+_ONE_SHARE = PurchaseBody()
 _DECODER = msgspec.json.Decoder(PurchaseBody, strict=True)
 
 
@@ -60,15 +67,15 @@ def idempotency_key(text: str | None) -> str:
     return text
 
 
-def quantity_of(body: bytes) -> int:
-    """The quantity a body asks for, 1 when it is empty. Raises INVALID_ARGUMENT for anything but
-    ``{"quantity": n}`` with n from 1 to QUANTITY_MAX."""
+def purchase_of(body: bytes) -> PurchaseBody:
+    """What a body asks for, one share when it is empty. Raises INVALID_ARGUMENT for anything but
+    ``{"quantity": n, "waitlist": bool}`` with n from 1 to QUANTITY_MAX, either left out or not."""
     if not body:
-        return 1
+        return _ONE_SHARE
     try:
-        quantity = _DECODER.decode(body).quantity
+        wanted = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_argument(("body", str(error) or "is not JSON")) from error
-    if not 1 <= quantity <= QUANTITY_MAX:
+    if not 1 <= wanted.quantity <= QUANTITY_MAX:
         raise invalid_argument(("quantity", f"must be 1 to {QUANTITY_MAX}"))
-    return quantity
+    return wanted

@@ -24,6 +24,8 @@ log = get_logger(__name__)
 
 # Looked up once: an enum's attributes are found by a search each time.
 _SOLD_OUT = ErrorReason.ERROR_REASON_SOLD_OUT
+#: Refusals that leave a request without anything: no unit, and no place in line.
+_GOT_NOTHING = frozenset({_SOLD_OUT, ErrorReason.ERROR_REASON_WAITLIST_FULL})
 
 #: How often requests that have waited too long are looked for, s.
 _OVERDUE_CHECK_S = 0.05
@@ -51,8 +53,9 @@ class Buying:
     """The queue in front of the Purchase Service. ``clock`` is the loop's, seconds.
 
     A request is let in only while the queue is short enough for it to be answered in time, is looked at once more just
-    before it is sent (the last unit may have gone while it waited), and is refused if it has waited too long because
-    the service stopped answering. What has been sent is never refused: its outcome is awaited up to the deadline.
+    before it is sent (the last unit may have gone while it waited; who would wait in line is sent all the same), and is
+    refused if it has waited too long because the service stopped answering. What has been sent is never refused: its
+    outcome is awaited up to the deadline.
     """
 
     def __init__(self, stub: "PurchaseServiceAsyncStub", settings: Settings, limit: QueueLimit, clock: Clock) -> None:
@@ -134,7 +137,11 @@ class Buying:
         wanted: list[_Buy] = []
         for item in items:
             item.sent = True
-            if item.stock is not None and item.stock.is_surely_sold_out_for(item.mark, now):
+            if (
+                item.stock is not None
+                and item.stock.is_surely_sold_out_for(item.mark, now)
+                and not item.request.waitlist
+            ):
                 outcomes.append(purchase.CreatePurchaseOutcome(reason=_SOLD_OUT))
                 continue
             outcomes.append(None)
@@ -145,7 +152,7 @@ class Buying:
                 item.stock.note_sent(item.mark, now)
         answered = await self._call(wanted) if wanted else ()
         for item, outcome in zip(wanted, answered, strict=True):
-            if item.stock is not None and outcome.reason == _SOLD_OUT:
+            if item.stock is not None and outcome.reason in _GOT_NOTHING:
                 item.stock.note_refused(item.mark)
         if wanted:
             # What was refused above cost nothing, and says nothing of what the service can do.

@@ -48,8 +48,10 @@ class Followed:
         *,
         waiting_max: int,
         now: float,
+        heard: asyncio.Event,
     ) -> None:
         self.stock = stock
+        self._heard = heard
         self.turns = turns
         self.second_look = SecondLook(stub, stock, self.changed, background, waiting_max=waiting_max)
         self.asked_at = now
@@ -66,6 +68,7 @@ class Followed:
         if not self._changed.done():
             self._changed.set_result(None)
         self._changed = asyncio.get_running_loop().create_future()
+        self._heard.set()
         self.turns.look_again()
 
     async def changed(self) -> None:
@@ -106,6 +109,8 @@ class StockFollowers:
         self._anonymous = UserRate(_ANONYMOUS_PER_S, int(_ANONYMOUS_PER_S), 1)
         #: The path to buy of each followed sale: the shortest way from a request to its stock.
         self.by_path: dict[str, Followed] = {}
+        #: Set whenever the reading of any sale has changed; whoever acts upon it clears it.
+        self.heard = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -147,7 +152,9 @@ class StockFollowers:
         stock = SaleStock(sale_id, self._fingerprints_max, self._sent_s, sole=self._sole)
         clock = asyncio.get_running_loop().time
         turns = StockTurns(stock, waiting_max=self._waiting_max, wait_s_max=self._wait_s_max, clock=clock)
-        followed = Followed(self._stub, self._background, stock, turns, waiting_max=self._waiting_max, now=now)
+        followed = Followed(
+            self._stub, self._background, stock, turns, waiting_max=self._waiting_max, now=now, heard=self.heard
+        )
         self._followed[sale_id] = followed
         self.by_path[f"/v1/sales/{sale_id}/purchases"] = followed
         followed.task = self._background.start(self._run(followed), f"follow {sale_id}")

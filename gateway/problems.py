@@ -24,7 +24,7 @@ _KNOWN = frozenset(ErrorReason.values())
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One whole HTTP answer. ``reason`` is "OK" or the reason's name, for the metrics."""
+    """One whole HTTP answer. ``reason`` is for the metrics: "OK", "WAITLISTED", or the name of the reason."""
 
     status: int
     headers: Headers
@@ -43,9 +43,16 @@ class HttpError(Exception):
         super().__init__(detail)
 
 
-def json_answer(status: int, value: Mapping[str, Any], headers: Sequence[tuple[str, str]] = ()) -> Answer:
+def json_answer(
+    status: int, value: Mapping[str, Any], headers: Sequence[tuple[str, str]] = (), *, reason: str = "OK"
+) -> Answer:
     """An answer with a JSON body that no cache may keep."""
-    return Answer(status, [_JSON, _NO_STORE, *headers], msgspec.json.encode(value))
+    return Answer(status, [_JSON, _NO_STORE, *headers], msgspec.json.encode(value), reason)
+
+
+def encoded_answer(octets: bytes) -> Answer:
+    """An answer 200 with a body that is JSON already."""
+    return Answer(200, [_JSON, _NO_STORE], octets)
 
 
 def _problem(
@@ -97,3 +104,7 @@ def domain_problem(error: DomainError) -> Answer:
 def known_reason(reason: int) -> int:
     """``reason``, or INTERNAL for a value this version does not know (a newer service may send one)."""
     return reason if reason in _KNOWN else ErrorReason.ERROR_REASON_INTERNAL
+
+
+#: The refusal that most people get; made once.
+SOLD_OUT = domain_problem(DomainError(ErrorReason.ERROR_REASON_SOLD_OUT, "no share is available now"))

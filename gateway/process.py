@@ -17,11 +17,14 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from gateway.app import App, Parts
+from gateway.app import App
 from gateway.balances import Balances
 from gateway.buying import Buying
 from gateway.following import StockFollowers
 from gateway.metrics import GatewayMetrics
+from gateway.operating import Operating
+from gateway.overview import Overview
+from gateway.parts import Parts
 from gateway.queue_limit import QueueBounds, QueueLimit
 from gateway.reading import Reading
 from gateway.settings import Settings
@@ -142,9 +145,8 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
     draining = asyncio.Event()
     purchases = PurchaseServiceStub(channels["purchase"])
     inventories = InventoryServiceStub(channels["inventory"])
-    balances = Balances(
-        BalanceServiceStub(channels["balance"]), settings.read_timeout_ms / 1000, queue_max=settings.reads_max
-    )
+    accounts = BalanceServiceStub(channels["balance"])
+    balances = Balances(accounts, settings.read_timeout_ms / 1000, queue_max=settings.reads_max)
     followers = StockFollowers(
         inventories,
         background,
@@ -189,8 +191,20 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
     }
     for name, (text, read) in gauges.items():
         metrics.gauge(name, text, read)
-    upstream = Upstream(channels["purchase"])
-    return Parts(tokens, user_rate, followers, buying, reading, streams, upstream, GatewayMetrics(metrics), draining)
+    counted = GatewayMetrics(metrics)
+    return Parts(
+        tokens=tokens,
+        user_rate=user_rate,
+        followers=followers,
+        buying=buying,
+        reading=reading,
+        streams=streams,
+        operating=Operating(purchases, inventories),
+        overview=Overview(purchases, inventories, accounts, counted),
+        upstream=Upstream(channels["purchase"]),
+        metrics=counted,
+        draining=draining,
+    )
 
 
 @asynccontextmanager
@@ -213,6 +227,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         # Ends by itself when the gateway drains.
         background.start(parts.streams.push(), "send stock to viewers")
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
+        background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)
             await server.start()

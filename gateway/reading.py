@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+import msgspec
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
-from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.balances import Balances
 from gateway.following import StockFollowers
-from gateway.problems import known_reason
+from gateway.json_forms import purchase_json, receipt_json, sale_json, stock_json
 from gateway.settings import Settings
-from mesh.errors import DomainError, from_rpc_error, reason_name
+from gateway.shared_value import SharedValue
+from mesh.errors import DomainError, from_rpc_error
 
 if TYPE_CHECKING:
     from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
@@ -24,79 +24,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long a sale's terms are believed, s, and of how many sales: everybody reloads the same page.
+#: How long a sale's terms and the list of sales are believed, s, and of how many sales: everybody reloads one page.
 _SALE_S, _SALES_MAX = 0.5, 256
-
-_STATE_NAMES: dict[int, str] = {
-    value: name.removeprefix("PURCHASE_STATE_") for name, value in purchase.PurchaseState.items()
-}
+#: Sales of the list that anybody may see, and how many are looked through for them: drafts are not shown.
+_LISTED_MAX, _LOOKED_THROUGH_MAX = 100, 300
+#: Purchases of one page.
+_OWN_MAX = 100
 
 _FINAL = frozenset(
     {
         purchase.PURCHASE_STATE_CONFIRMED,
         purchase.PURCHASE_STATE_FAILED,
         purchase.PURCHASE_STATE_CANCELLED,
+        purchase.PURCHASE_STATE_REFUNDED,
     }
 )
-
-
-def purchase_state_name(state: int) -> str:
-    """ "RESERVED" and so on; "UNKNOWN" for one that this version does not know."""
-    return _STATE_NAMES.get(state, "UNKNOWN")
-
-
-def _time(message: Any, field: str) -> str | None:
-    if not message.HasField(field):
-        return None
-    value: Timestamp = getattr(message, field)
-    return value.ToJsonString()
-
-
-def _money(money: Money) -> dict[str, Any]:
-    return {"amount_minor": money.amount_minor, "currency_code": money.currency_code}
-
-
-def purchase_json(value: purchase.Purchase) -> dict[str, Any]:
-    """A purchase as its buyer sees it."""
-    shown: dict[str, Any] = {
-        "purchase_id": value.purchase_id,
-        "sale_id": value.sale_id,
-        "quantity": value.quantity,
-        "amount": _money(value.amount),
-        "state": purchase_state_name(value.state),
-        "share_numbers": list(value.share_numbers),
-        "create_time": _time(value, "create_time"),
-        "update_time": _time(value, "update_time"),
-    }
-    if value.reason:
-        shown["reason"] = reason_name(known_reason(value.reason))
-    return shown
-
-
-def sale_json(value: inventory.Sale) -> dict[str, Any]:
-    """A sale as anybody sees it."""
-    return {
-        "sale_id": value.sale_id,
-        "display_name": value.display_name,
-        "unit_price": _money(value.unit_price),
-        "total": value.total,
-        "per_user_limit": value.per_user_limit,
-        "per_purchase_limit": value.per_purchase_limit,
-        "state": inventory.SaleState.Name(value.state).removeprefix("SALE_STATE_"),
-        "create_time": _time(value, "create_time"),
-    }
-
-
-def stock_json(value: inventory.Stock) -> dict[str, Any]:
-    """A stock reading as anybody sees it."""
-    return {
-        "sale_id": value.sale_id,
-        "available": value.available,
-        "reserved": value.reserved,
-        "sold": value.sold,
-        "total": value.total,
-        "open": value.open,
-    }
+_WAITLISTED = purchase.PURCHASE_STATE_WAITLISTED
 
 
 def _overloaded(what: str, most: int) -> DomainError:
@@ -128,6 +71,7 @@ class Reading:
         self._timeout_s = settings.read_timeout_ms / 1000
         self._draining = draining
         self._sales: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._list = SharedValue(self._read_list, _SALE_S)
         self.reads = 0
         self.waits = 0
 
@@ -154,11 +98,35 @@ class Reading:
         answer = await self._read(lambda: self._purchases.CancelPurchase(request, timeout=self._timeout_s))
         return purchase_json(answer.purchase)
 
-    async def final_purchase(
+    async def refunded(self, purchase_id: str, user_id: str) -> dict[str, Any]:
+        """A user's purchase after a refund was asked for."""
+        request = purchase.RefundPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
+        answer = await self._read(lambda: self._purchases.RefundPurchase(request, timeout=self._timeout_s))
+        return purchase_json(answer.purchase)
+
+    async def receipt(self, purchase_id: str, user_id: str) -> dict[str, Any]:
+        """Everything about a user's purchase."""
+        request = purchase.GetReceiptRequest(purchase_id=purchase_id, user_id=user_id)
+        answer = await self._read(lambda: self._purchases.GetReceipt(request, timeout=self._timeout_s))
+        return receipt_json(answer)
+
+    async def own_purchases(self, user_id: str, sale_id: str, page_token: str) -> dict[str, Any]:
+        """A page of a user's purchases, of all sales if ``sale_id`` is empty."""
+        request = purchase.ListPurchasesRequest(
+            user_id=user_id, sale_id=sale_id, page_size=_OWN_MAX, page_token=page_token
+        )
+        answer = await self._read(lambda: self._purchases.ListPurchases(request, timeout=self._timeout_s))
+        return {
+            "purchases": [purchase_json(each) for each in answer.purchases],
+            "next_page_token": answer.next_page_token,
+        }
+
+    async def awaited_purchase(
         self, purchase_id: str, user_id: str, wait_s: float, gone: "asyncio.Future[Any]"
     ) -> dict[str, Any] | None:
-        """A user's purchase once it is final, or as it is when ``wait_s`` has passed or the process drains; None when
-        whoever asked has ``gone``. When too many wait already it is answered at once as it is now."""
+        """A user's purchase once it is final, or has left the line if it waits in one, or as it is when ``wait_s`` has
+        passed or the process drains; None when whoever asked has ``gone``. When too many wait already it is answered
+        at once as it is now."""
         if self.waits >= self._settings.waits_max or self._draining.is_set():
             return await self.purchase_now(purchase_id, user_id)
         self.waits += 1
@@ -175,25 +143,40 @@ class Reading:
             self.waits -= 1
             watching.cancel()
             draining.cancel()
-        return purchase_json(value) if value is not None else await self.purchase_now(purchase_id, user_id)
+        # The place of one that still waits in line was told when the wait began.
+        if value is None or (value.state == _WAITLISTED and self.reads < self._settings.reads_max):
+            return await self.purchase_now(purchase_id, user_id)
+        return purchase_json(value)
 
     async def _watched(self, purchase_id: str, user_id: str, wait_s: float) -> purchase.Purchase | None:
         """The last state seen within ``wait_s``; None if none came."""
         request = purchase.WatchPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
         call = self._purchases.WatchPurchase(request)
         last: purchase.Purchase | None = None
+        in_line = False
         try:
             async with asyncio.timeout(wait_s):
-                while last is None or last.state not in _FINAL:
+                while last is None or not (last.state in _FINAL or (in_line and last.state != _WAITLISTED)):
                     message = await call.read()
                     if not isinstance(message, purchase.WatchPurchaseResponse):
                         break
                     last = message.purchase
+                    in_line = in_line or last.state == _WAITLISTED
         except TimeoutError:
             pass
         finally:
             call.cancel()
         return last
+
+    async def sales(self) -> bytes:
+        """The newest sales as JSON, drafts left out; at most half a second old, and read once for all who ask."""
+        return await self._list.get()
+
+    async def _read_list(self) -> bytes:
+        request = inventory.ListSalesRequest(page_size=_LOOKED_THROUGH_MAX)
+        answer = await self._read(lambda: self._inventories.ListSales(request, timeout=self._timeout_s))
+        shown = [sale_json(sale) for sale in answer.sales if sale.state != inventory.SALE_STATE_DRAFT]
+        return msgspec.json.encode({"sales": shown[:_LISTED_MAX]})
 
     async def sale(self, sale_id: str) -> dict[str, Any]:
         """A sale's terms and state, at most half a second old."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
-from gateway.sold_out import SaleStock
+from gateway.sold_out import SaleStock, is_spoken_for
 from mesh.background import Background
 
 if TYPE_CHECKING:
@@ -74,13 +74,14 @@ class SecondLook:
             self._looking = False
 
     async def _is_empty(self) -> bool:
-        """Whether nothing is available by a reading made from now on, with whose holders the stream has caught up."""
+        """Whether a newcomer can have nothing, by a reading made from now on, with whose holders the stream has caught
+        up."""
         request = inventory.GetStockRequest(sale_id=self._stock.sale_id, source=inventory.STOCK_SOURCE_GATE)
         try:
             later = (await self._stub.GetStock(request, timeout=_READ_S_MAX)).stock
         except grpc.aio.AioRpcError:
             return False
-        if later.available > 0:
+        if not is_spoken_for(later):
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STREAM_S_MAX):

@@ -6,8 +6,15 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 READING_S_MAX = 1.0
 
 
+def is_spoken_for(reading: inventory.Stock) -> bool:
+    """Whether a sale that is open has no unit for whoever comes now: none is available, or somebody waits in line, to
+    whom those that are belong."""
+    return reading.available == 0 or reading.waiting > 0
+
+
 class SaleStock:
-    """The last reading of one sale, and who holds a unit, by fingerprint. Times are seconds of one monotonic clock.
+    """The last reading of one sale, and who holds a unit or waits in line for one, by fingerprint. Times are seconds of
+    one monotonic clock.
 
     At most ``fingerprints_max`` are kept. A sale with more of them is never called sold out here, for then a winner
     could no longer be told from the others; its requests go to the services.
@@ -58,7 +65,7 @@ class SaleStock:
             self.read_at = self._sold_out_until = float("-inf")
             return
         self.read_at = now
-        empty = reading.open and reading.available == 0 and self._complete
+        empty = reading.open and is_spoken_for(reading) and self._complete
         self._sold_out_until = now + READING_S_MAX if empty else float("-inf")
 
     def lapse(self) -> None:
@@ -75,8 +82,8 @@ class SaleStock:
         return self.stock if now < self.read_at + READING_S_MAX else None
 
     def is_sold_out_for(self, mark: int, now: float) -> bool:
-        """Whether the request of this fingerprint can be refused: nothing is available now, and it is none that holds a
-        unit or is on its way to one."""
+        """Whether the request of this fingerprint can be refused, unless it would wait in line: there is nothing for it
+        now, and it is none that holds a unit, waits for one or is on its way to one."""
         if now >= self._sold_out_until:
             return False
         return mark not in self._fingerprints and mark not in self._sent and mark not in self._sent_before
@@ -86,7 +93,7 @@ class SaleStock:
         return self.sole and self.is_sold_out_for(mark, now)
 
     def is_held_by(self, mark: int) -> bool:
-        """Whether the request of this fingerprint holds a unit, or was sent on lately and may have got one."""
+        """Whether the request of this fingerprint holds a unit or waits for one, or was sent on lately and may."""
         return mark in self._fingerprints or mark in self._sent or mark in self._sent_before
 
     def note_sent(self, mark: int, now: float) -> None:
@@ -95,7 +102,7 @@ class SaleStock:
         self._sent[mark] = self._sent.get(mark, 0) + self._sent_before.pop(mark, 0) + 1
 
     def note_refused(self, mark: int) -> None:
-        """Notes that the services refused it for lack of stock, so that it got nothing by having been sent."""
+        """Notes that the services refused it for lack of stock or of room in line: it got nothing by being sent."""
         for sent in (self._sent, self._sent_before):
             times = sent.pop(mark, 0)
             if times > 1:

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
-from gateway.sold_out import SaleStock
+from gateway.sold_out import SaleStock, is_spoken_for
 
 #: Requests beyond the available units that may be on their way: some are refused for reasons of their own, and a
 #: reading is up to 50 ms old.
@@ -17,8 +17,9 @@ Clock = Callable[[], float]
 
 
 def _can_tell(stock: inventory.Stock | None) -> TypeGuard[inventory.Stock]:
-    """Whether a reading says how many may go on. One of zero refuses at the door and holds nobody here."""
-    return stock is not None and stock.open and stock.available > 0
+    """Whether a reading says how many may go on. One of nothing refuses at the door and holds nobody here: who asks to
+    wait in line goes on to it."""
+    return stock is not None and stock.open and not is_spoken_for(stock)
 
 
 class StockTurns:

@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -23,6 +23,8 @@ from mesh.validation import is_name
 
 ISSUER = "flashsale"
 AUDIENCE = "flashsale"
+#: Claim ``role`` of those who may open, pause and close sales and look at everybody's purchases.
+OPERATOR_ROLE = "operator"
 
 #: Token headers remembered as good.
 _HEADERS_MAX = 16
@@ -37,8 +39,16 @@ def _is_time(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def good_for(claims: Mapping[str, Any], now: float) -> tuple[str, float] | None:
-    """The user a token is for, and until when; None if it is not good at ``now``, seconds since the epoch.
+class Caller(NamedTuple):
+    """Whom a token is for, until when (seconds since the epoch), and whether it is an operator."""
+
+    user_id: str
+    expires: float
+    is_operator: bool
+
+
+def good_for(claims: Mapping[str, Any], now: float) -> Caller | None:
+    """Whom a token is for; None if it is not good at ``now``, seconds since the epoch.
 
     Required are iss, aud (alone or among others), exp and sub; nbf counts where it is there. Written out, because the
     library's own check of claims costs as much as the signature.
@@ -49,7 +59,10 @@ def good_for(claims: Mapping[str, Any], now: float) -> tuple[str, float] | None:
         return None
     if not _is_time(expires) or not _is_time(not_before) or not not_before <= now < expires:
         return None
-    return (user_id, expires) if isinstance(user_id, str) and is_name(user_id) else None
+    if not isinstance(user_id, str) or not is_name(user_id):
+        return None
+    # Whatever else a role may be, it is not this one.
+    return Caller(user_id, expires, claims.get("role") == OPERATOR_ROLE)
 
 
 class TokenChecker:
@@ -73,7 +86,7 @@ class TokenChecker:
         self._key = key
         self._cache_max = cache_max
         self._clock = clock
-        self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._known: OrderedDict[str, Caller] = OrderedDict()
         # Made once: by default the library makes one for every token.
         self._registry = JWSRegistry(algorithms=list(algorithms))
         self._secret = secret
@@ -81,6 +94,21 @@ class TokenChecker:
 
     def user_id(self, authorization: str | None) -> str:
         """The user named by an Authorization header. Raises UNAUTHENTICATED when it does not hold a good token."""
+        return self.caller(authorization).user_id
+
+    def operator(self, authorization: str | None) -> str:
+        """The operator named by it. Raises UNAUTHENTICATED as ``user_id``, and PERMISSION_DENIED for anybody else."""
+        caller = self.caller(authorization)
+        if not caller.is_operator:
+            raise DomainError(
+                ErrorReason.ERROR_REASON_PERMISSION_DENIED,
+                "only operators may do this",
+                metadata={"role": OPERATOR_ROLE},
+            )
+        return caller.user_id
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Whom an Authorization header names. Raises UNAUTHENTICATED when it does not hold a good token."""
         if not authorization:
             raise _refused("an Authorization: Bearer token is required")
         scheme, _, token = authorization.partition(" ")
@@ -88,17 +116,16 @@ class TokenChecker:
             raise _refused("the Authorization header is not of the form: Bearer <token>")
         known = self._known.get(token)
         if known is not None:
-            if known[1] > self._clock():
+            if known.expires > self._clock():
                 self._known.move_to_end(token)
-                return known[0]
+                return known
             del self._known[token]
-        user_id, expires = self._verified(token)
-        self._known[token] = (user_id, expires)
+        caller = self._known[token] = self._verified(token)
         if len(self._known) > self._cache_max:
             self._known.popitem(last=False)
-        return user_id
+        return caller
 
-    def _verified(self, token: str) -> tuple[str, float]:
+    def _verified(self, token: str) -> Caller:
         try:
             claims = self._signed_claims(token) or self._claims(token)
         except (JoseError, ValueError, TypeError, RecursionError) as error:
