@@ -31,7 +31,7 @@ export function auditPanel(section) {
   const list = el("ul", { class: "audit-lines" });
   const checked = el("p", { class: "hint num" });
   section.append(el("h2", { id: "audit-head" }, "Audit"), verdict, words, list, checked);
-  const update = keyed(list, (each) => `${each.promise} ${each.sale_id ?? each.text.split(":")[0]}`, line);
+  const update = keyed(list, (each) => each.promise, line);
   let before = null;
   return (audit) => {
     const [head, text] = VERDICTS[audit.verdict] ?? VERDICTS.unknown;

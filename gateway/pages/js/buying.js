@@ -53,7 +53,8 @@ export class Buying {
         () => {
           words.asking();
           return ask("POST", `/v1/sales/${encodeURIComponent(this.saleId)}/purchases`, {
-            body: { quantity: wish.quantity, waitlist: wish.waitlist },
+            // The wish to wait is left out where there is none: a sold-out sale is then refused without a look inside.
+            body: wish.waitlist ? { quantity: wish.quantity, waitlist: true } : { quantity: wish.quantity },
             key: wish.key,
             signal: cut.signal,
           });

@@ -43,7 +43,8 @@ function showOverview(overview) {
   show(byId("sales-note"), overview.sales.length === 0);
   show(byId("board"), true);
   show(byId("freshness"), true);
-  show(byId("page-note"), false);
+  show(byId("page-note"), overview.away.length > 0);
+  setText(byId("page-note"), `Away: ${overview.away.join(", ")}. What they know is missing here, or old.`);
   freshness("live", time(overview.time));
 }
 
@@ -71,7 +72,9 @@ async function watch(signal) {
     }
     // A second from question to question, unless something was done that its doer wants to see.
     const rest = Math.max(100, restMs - (performance.now() - asked));
-    await Promise.race([pause(rest, signal), new Promise((resolve) => (wake = resolve))]);
+    const nap = new AbortController();
+    wake = () => nap.abort();
+    await pause(rest, AbortSignal.any([nap.signal, signal])).catch(() => signal.throwIfAborted());
   }
 }
 

@@ -90,14 +90,18 @@ function settlementPart() {
   );
   return {
     node,
-    update({ settled, unsettled, rate_per_s: perSecond, eta_s: eta, oldest_age_s: oldest }) {
+    /** `now` is null while it cannot be read. */
+    update(now) {
+      node.classList.toggle("is-unknown", now === null);
+      if (now === null) return;
+      const { settled, unsettled, rate_per_s: perSecond, eta_s: eta, oldest_age_s: oldest } = now;
       const all = settled + unsettled;
       progress.value = all ? settled / all : 0;
       progress.setAttribute("aria-label", `${count(settled)} of ${count(all)} purchases settled`);
       setText(done, `${count(settled)} of ${count(all)}`);
       const parts = [`${rate(perSecond)}/s`];
-      if (unsettled && eta > 0) parts.push(`done in ${duration(eta)}`);
-      if (unsettled && oldest > 0) parts.push(`oldest ${duration(oldest)}`);
+      if (eta) parts.push(`done in ${duration(eta)}`);
+      if (oldest) parts.push(`oldest ${duration(oldest)}`);
       setText(pace, unsettled ? parts.join(" · ") : all ? "All of them." : "Nothing to settle yet.");
     },
   };
@@ -184,7 +188,7 @@ export function operatorSale(onDone) {
       show(noStock, !now.stock);
       if (now.stock) bar.update(now.stock);
       settlement.update(now.settlement);
-      updateOutcomes(now.counts);
+      if (now.counts) updateOutcomes(now.counts);
       for (const [verb, button] of Object.entries(buttons)) show(button, LEGAL[verb].has(now.state));
     },
   };

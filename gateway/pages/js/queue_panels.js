@@ -27,10 +27,10 @@ export function queuePanel(section) {
     el("dl", { class: "figures" }, messages.node, age.node, letters.node),
   );
   return (queue) => {
-    // -1 is what the services say when the broker does not answer.
-    setText(messages.value, queue.messages < 0 ? "away" : count(queue.messages));
-    setText(age.value, queue.oldest_age_s > 0 ? duration(queue.oldest_age_s) : "–");
-    setText(letters.value, queue.dead_letters < 0 ? "away" : count(queue.dead_letters));
+    // Null is what cannot be known now, because the broker or a service is away.
+    setText(messages.value, queue.messages === null ? "?" : count(queue.messages));
+    setText(age.value, queue.oldest_age_s ? duration(queue.oldest_age_s) : "–");
+    setText(letters.value, queue.dead_letters === null ? "?" : count(queue.dead_letters));
     letters.node.classList.toggle("is-bad", queue.dead_letters > 0);
   };
 }
@@ -63,7 +63,7 @@ function letterLine() {
     node: el("li", { class: "letter" }, reason, terms),
     update(letter) {
       setText(reason, letter.reason);
-      const where = letter.partition >= 0 ? `partition ${letter.partition}` : "partition not known";
+      const where = letter.partition !== null ? `partition ${letter.partition}` : "partition not known";
       const names = letter.purchase_ids.length ? `, ${count(letter.purchase_ids.length)} purchases` : "";
       setText(terms, [time(letter.first_seen_time), `${where}${names}, ${count(letter.body_bytes)} bytes`].filter(Boolean).join(" · "));
     },
