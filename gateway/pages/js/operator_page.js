@@ -22,6 +22,10 @@ const letters = deadLettersPanel(byId("dead-letters"));
 const parked = parkedPanel(byId("parked"));
 const showSales = keyed(byId("sales"), (sale) => sale.sale_id, () => operatorSale(lookNow));
 
+/** Sales that go on come first, those that are over last; within each the newest, as the gateway lists them. */
+const LIVELINESS = { OPEN: 0, SOLD_OUT: 0, PAUSED: 0, SCHEDULED: 1, DRAFT: 2, CLOSED: 3 };
+const liveliness = (sale) => LIVELINESS[sale.state] ?? 3;
+
 let watching = null;
 let wake = () => {};
 
@@ -39,7 +43,7 @@ function showOverview(overview) {
   showAnswers(overview.answers);
   showQueue(overview.queue);
   showAudit(overview.audit);
-  showSales(overview.sales);
+  showSales([...overview.sales].sort((a, b) => liveliness(a) - liveliness(b)));
   show(byId("sales-note"), overview.sales.length === 0);
   show(byId("board"), true);
   show(byId("freshness"), true);

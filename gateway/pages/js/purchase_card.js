@@ -16,7 +16,7 @@ async function cancel(purchase) {
     waits ? "Leave the line?" : "Cancel this purchase?",
     waits
       ? "Your place goes to whoever is next. Should you join again, you start at the end."
-      : `The ${shares(purchase.quantity)} set aside for you go back on sale. You are not charged.`,
+      : `What was set aside for you goes back on sale. You are not charged.`,
     { action: waits ? "Leave the line" : "Cancel it", danger: true },
   );
   return sure ? ask("DELETE", `/v1/purchases/${purchase.purchase_id}`) : null;
@@ -25,7 +25,7 @@ async function cancel(purchase) {
 async function refund(purchase) {
   const sure = await confirmed(
     "Ask for a refund?",
-    `${amount(purchase.amount)} go back to your balance, and the ${shares(purchase.quantity)} back on sale. This cannot be undone.`,
+    `${amount(purchase.amount)} goes back to your balance, and ${purchase.quantity === 1 ? "the share" : "all the shares"} back on sale. This cannot be undone.`,
     { action: "Refund it", danger: true },
   );
   return sure ? ask("POST", `/v1/purchases/${purchase.purchase_id}/refund`) : null;

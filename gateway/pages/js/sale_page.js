@@ -5,7 +5,7 @@ import { Problem, ask, patiently, pause } from "./api.js";
 import { balanceIn } from "./balance.js";
 import { Buying } from "./buying.js";
 import { byId, keyed, setText, show } from "./dom.js";
-import { amount, count } from "./format.js";
+import { amount, count, shares } from "./format.js";
 import { offerOf, takesPurchases } from "./offer.js";
 import { purchaseCard } from "./purchase_card.js";
 import { Purchases } from "./purchases.js";
@@ -89,8 +89,7 @@ function showStock(now) {
   const before = stock;
   stock = now;
   setText(byId("available"), count(now.available));
-  byId("available").style.setProperty("--figure", `${count(now.total).length}ch`);
-  setText(byId("left-of"), `of ${count(now.total)} left`);
+  setText(byId("left-of"), `left of ${shares(now.total)}`);
   bar.update(now);
   if (before && before.available > 0 && now.available === 0) announce("Sold out.");
   if (before && before.available === 0 && now.available > 0 && !now.waiting) announce(`${count(now.available)} left again.`);

@@ -1,6 +1,6 @@
 // A sale's stock as one bar of three parts, with its figures below.
 
-import { el, setText } from "./dom.js";
+import { el, setText, show } from "./dom.js";
 import { count, people } from "./format.js";
 
 const PARTS = [
@@ -30,7 +30,8 @@ export function stockBar() {
       // Wide enough for the largest figure that can come, so that nothing moves when one loses a digit.
       figures.style.setProperty("--figure", `${count(stock.total).length}ch`);
       for (const [name] of PARTS) {
-        segments[name].segment.style.setProperty("--part", String(stock.total ? stock[name] / stock.total : 0));
+        show(segments[name].segment, stock[name] > 0);
+        segments[name].segment.style.setProperty("--part", String(stock[name] / stock.total));
         setText(segments[name].value, count(stock[name]));
       }
       setText(waiting, count(stock.waiting ?? 0));

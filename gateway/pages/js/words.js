@@ -91,10 +91,15 @@ const REFUSALS = {
   PERMISSION_DENIED: "Your token does not allow this.",
   SALE_STATE_CONFLICT: "The sale's state has changed meanwhile and does not allow this any more.",
   UNREACHABLE: "The gateway cannot be reached.",
+  UNAVAILABLE: "A part of the system is away. Try again in a moment.",
+  STOCK_RECALIBRATING: "The stock is being recounted. Try again in a moment.",
+  DEADLINE_EXCEEDED: "It takes too long just now. Try again in a moment.",
+  OVERLOADED: "Very much is going on at this moment. Try again in a moment.",
+  USER_RATE_LIMITED: "You are asking very often. Try again in a moment.",
 };
 
 /** What a refused request means. */
-export const refusal = (problem) => REFUSALS[problem.reason] ?? `${problem.message}.`;
+export const refusal = (problem) => REFUSALS[problem.reason] ?? `It was refused: ${problem.message}.`;
 
 /** Why a request is sent again after a pause; what it waits for. */
 export function waitingWords(problem) {
