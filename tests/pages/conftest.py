@@ -12,7 +12,12 @@ from tests.support.servers import MeshStack
 
 @pytest.fixture(scope="package")
 def pages_stack() -> Iterator[MeshStack]:
-    with MeshStack(GATEWAY_USER_RATE_PER_S="0.5", GATEWAY_USER_BURST="2") as running:
+    with MeshStack(
+        GATEWAY_USER_RATE_PER_S="0.5",
+        GATEWAY_USER_BURST="2",
+        # A purchase that finds the Balance Service away is parked after a second, not after a minute.
+        SETTLEMENT_ATTEMPTS_MAX="2",
+    ) as running:
         yield running
 
 

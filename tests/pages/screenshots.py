@@ -51,7 +51,9 @@ async def _take(shop: Shop, browser: Browser) -> None:
     alice = await shop.customer("alice", 400)
     names = [f"shot-{uuid.uuid4().hex[:6]}-{number}" for number in range(BUYERS + WAITING)]
     # Some cannot pay: their units come back, and go to whoever is next in line.
-    await fund_accounts(shop.clients, {name: 500 if place % 12 == 0 else 9_000 for place, name in enumerate(names)}, "s")
+    await fund_accounts(
+        shop.clients, {name: 500 if place % 12 == 0 else 9_000 for place, name in enumerate(names)}, "s"
+    )
     gateway = shop.stack.gateway_url
     people: dict[str, Person] = {}
     for scheme in ("light", "dark"):

@@ -1,7 +1,9 @@
 """A buyer at a sale's page: sees, buys, is told what became of it, and can still change their mind."""
 
 import re
+import time
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from playwright.async_api import expect
 
 from tests.pages.browsing import Visitors
@@ -78,6 +80,19 @@ async def test_who_has_as_many_as_allowed_is_refused_in_plain_words(shop: Shop, 
     await person.sees("#wish", "as many shares as one person may. Nothing was charged.")
     await expect(person.page.locator("#buy-button")).to_be_enabled()
     assert await shop.balance(dora) == 10_000 - PRICE
+
+
+async def test_a_sale_opens_by_itself_while_somebody_waits_for_it(shop: Shop, visitors: Visitors) -> None:
+    open_time = Timestamp()
+    open_time.FromMilliseconds(int(time.time() * 1000) + 4_000)
+    sale = await shop.sale(total=3, opened=False, open_time=open_time)
+    person = await visitors.at(f"/sales/{sale}", shop.token(await shop.customer("early")))
+    await person.sees("#sale-state", "Opens soon")
+    await person.sees("#offer-words", re.compile(r"Opens at .*, in \d s\."))
+    await expect(person.page.locator("#buy-button")).to_be_disabled()
+    await person.sees("#sale-state", "Open")
+    await person.buy()
+    await person.has_state("CONFIRMED")
 
 
 async def test_a_sale_that_is_not_there_is_named_so(visitors: Visitors) -> None:

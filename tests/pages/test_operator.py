@@ -1,5 +1,6 @@
 """The operator's board: what it shows, what it does, and who may see it."""
 
+import asyncio
 import re
 
 import aio_pika
@@ -129,3 +130,27 @@ async def test_dead_letters_are_shown_and_replayed(shop: Shop, visitors: Visitor
     # What nobody can read stays where it is, and says why.
     await expect(section.get_by_role("status")).to_contain_text(re.compile(r"0 purchases are queued again\. 1 stay"))
     await expect(section.locator("li").first).to_be_visible()
+
+
+async def test_parked_purchases_are_shown_and_let_go_on(shop: Shop, visitors: Visitors) -> None:
+    sale = await shop.sale("Stuck Fund", total=5)
+    user = await shop.customer("stuck")
+    buyer = await visitors.at(f"/sales/{sale}", shop.token(user))
+    board = await _board(shop, visitors)
+    section = board.page.locator("#parked")
+    await expect(section).to_contain_text("There are none.")
+    await expect(buyer.page.locator("#buy-button")).to_be_enabled()
+    await asyncio.to_thread(shop.stack.stack.stop, "balance")
+    try:
+        await buyer.buy()
+        await buyer.has_state("PARKED")
+    finally:
+        await asyncio.to_thread(shop.stack.stack.start, "balance")
+    await buyer.sees("#purchases", "You need do nothing, and cannot be charged twice.")
+    await expect(section).to_contain_text(user)
+    await section.get_by_role("button", name="Replay").click()
+    await board.confirm("Replay")
+    await expect(section.get_by_role("status")).to_contain_text("1 are on their way again.")
+    await buyer.has_state("CONFIRMED")
+    await expect(section).to_contain_text("There are none.")
+    assert await shop.balance(user) == 7_500
