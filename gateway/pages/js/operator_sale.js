@@ -1,13 +1,14 @@
 // One sale as its operator sees it: stock, settlement, outcomes, and what may be done with it now.
 
+import { actionButton, errorLine } from "./actions.js";
 import { announce } from "./announce.js";
-import { Problem, ask } from "./api.js";
+import { ask } from "./api.js";
 import { confirmed } from "./dialogs.js";
 import { el, keyed, setText, show } from "./dom.js";
 import { amount, count, duration, people, rate, shares } from "./format.js";
 import { showStatement } from "./statement.js";
 import { stockBar } from "./stock_bar.js";
-import { purchaseState, refusal, saleState } from "./words.js";
+import { purchaseState, saleState } from "./words.js";
 
 const TOTAL_MAX = 10_000_000;
 
@@ -118,35 +119,21 @@ export function operatorSale(onDone) {
   const settlement = settlementPart();
   const outcomes = el("tbody", {});
   const updateOutcomes = keyed(outcomes, (each) => `${each.state} ${each.reason ?? ""}`, outcomeRow);
-  const error = el("p", { class: "error", role: "alert", hidden: true });
-
-  const press = (words, kind, act) => {
-    const button = el("button", { class: `${kind} small`, type: "button" }, words);
-    button.addEventListener("click", async () => {
-      show(error, false);
-      button.disabled = true;
-      try {
-        if (await act(shown)) {
-          announce(`${shown.display_name}: ${words}.`);
-          onDone();
-        }
-      } catch (problem) {
-        if (!(problem instanceof Problem)) throw problem;
-        setText(error, refusal(problem));
-        show(error, true);
-      } finally {
-        button.disabled = false;
-      }
+  const error = errorLine();
+  const press = (words, kind, act) =>
+    actionButton(words, kind, error, async () => {
+      const news = await act(shown);
+      if (!news) return;
+      announce(`${news.display_name}: ${saleState(news.state)}, ${shares(news.total)} in all.`);
+      onDone();
     });
-    return button;
-  };
   const buttons = {
     open: press("Open", "primary", open),
     pause: press("Pause", "quiet", pauseSale),
     raise: press("Raise total", "quiet", raise),
     close: press("Close", "quiet is-danger", close),
   };
-  const statement = press("Statement", "quiet", showStatement);
+  const statement = actionButton("Statement", "quiet", error, () => showStatement(shown));
 
   const details = el(
     "details",
@@ -172,7 +159,7 @@ export function operatorSale(onDone) {
     noStock,
     settlement.node,
     details,
-    error,
+    error.node,
     el("div", { class: "sale-actions" }, ...Object.values(buttons), statement),
   );
   return {

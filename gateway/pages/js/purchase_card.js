@@ -1,12 +1,13 @@
 // One of the buyer's purchases: where it stands, in words, and what can still be done about it.
 
+import { actionButton, errorLine } from "./actions.js";
 import { announce } from "./announce.js";
-import { Problem, ask } from "./api.js";
+import { ask } from "./api.js";
 import { confirmed } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
 import { amount, count, shares, time } from "./format.js";
 import { showReceipt } from "./receipt.js";
-import { purchaseState, purchaseWords, refusal } from "./words.js";
+import { purchaseState, purchaseWords } from "./words.js";
 
 const CANCELLABLE = new Set(["WAITLISTED", "RESERVED"]);
 
@@ -40,36 +41,22 @@ export function purchaseCard(onNews) {
   const placeNumber = el("strong", { class: "num" });
   place.append(el("span", { class: "place-label" }, "Place"), placeNumber);
   const words = el("p", { class: "purchase-words" });
-  const error = el("p", { class: "error", role: "alert", hidden: true });
-
-  const press = (name, kind, act) => {
-    const button = el("button", { class: `${kind} small`, type: "button" }, name);
-    button.addEventListener("click", async () => {
-      button.disabled = true;
-      show(error, false);
-      try {
-        const news = await act(shown);
-        if (news) onNews(news);
-      } catch (problem) {
-        if (!(problem instanceof Problem)) throw problem;
-        setText(error, refusal(problem));
-        show(error, true);
-      } finally {
-        button.disabled = false;
-      }
+  const error = errorLine();
+  const press = (name, act) =>
+    actionButton(name, "quiet", error, async () => {
+      const news = await act(shown);
+      if (news) onNews(news);
     });
-    return button;
-  };
-  const cancelling = press("Cancel", "quiet", cancel);
-  const refunding = press("Refund", "quiet", refund);
-  const receipt = press("Receipt", "quiet", showReceipt);
+  const cancelling = press("Cancel", cancel);
+  const refunding = press("Refund", refund);
+  const receipt = press("Receipt", showReceipt);
 
   const node = el(
     "li",
     { class: "card purchase" },
     el("div", { class: "purchase-head" }, el("span", { class: "mark", "aria-hidden": "true" }), state, terms),
     el("div", { class: "purchase-body" }, words, place),
-    error,
+    error.node,
     el("div", { class: "purchase-actions" }, receipt, cancelling, refunding),
   );
   return {

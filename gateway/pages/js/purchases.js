@@ -4,7 +4,7 @@ import { Problem, ask, backoff, pause } from "./api.js";
 
 /** A browser opens six connections to one address; the stock stream and what is pressed need theirs. */
 const LONG_POLLS_MAX = 3;
-const LONG_POLL_S = 20;
+const LONG_POLL_S = 10;
 /** The least time between two questions about one purchase, ms: with and without a long poll. */
 const EVERY_MS = 1_000;
 const EVERY_MS_WITHOUT = 5_000;

@@ -1,12 +1,12 @@
 // The settlement queue, and what has fallen out of it: messages that no worker can settle, and purchases whose attempts
 // are exhausted.
 
+import { actionButton, errorLine } from "./actions.js";
 import { announce } from "./announce.js";
-import { Problem, ask } from "./api.js";
+import { ask } from "./api.js";
 import { confirmed } from "./dialogs.js";
 import { el, keyed, setText, show } from "./dom.js";
 import { count, duration, time } from "./format.js";
-import { refusal } from "./words.js";
 
 /** Dead letters sent again by one press, and parked purchases by one request. */
 const LETTERS_MAX = 20;
@@ -35,27 +35,6 @@ export function queuePanel(section) {
   };
 }
 
-function errorLine() {
-  const node = el("p", { class: "error", role: "alert", hidden: true });
-  return {
-    node,
-    async around(button, work) {
-      button.disabled = true;
-      show(node, false);
-      try {
-        return await work();
-      } catch (problem) {
-        if (!(problem instanceof Problem)) throw problem;
-        setText(node, refusal(problem));
-        show(node, true);
-        return null;
-      } finally {
-        button.disabled = false;
-      }
-    },
-  };
-}
-
 function letterLine() {
   const reason = el("p", { class: "letter-reason" });
   const terms = el("p", { class: "hint num" });
@@ -76,7 +55,8 @@ export function deadLettersPanel(section) {
   const none = el("p", { class: "note" }, "There are none.");
   const result = el("p", { class: "hint", role: "status", hidden: true });
   const error = errorLine();
-  const replay = el("button", { class: "quiet small", type: "button", hidden: true }, "Replay");
+  const replay = actionButton("Replay", "quiet", error, send);
+  show(replay, false);
   section.append(
     el("div", { class: "panel-head" }, el("h2", { id: "dead-letters-head" }, "Dead letters"), replay),
     none,
@@ -94,22 +74,21 @@ export function deadLettersPanel(section) {
     setText(replay, `Replay ${all > LETTERS_MAX ? `the oldest ${LETTERS_MAX} of ${count(all)}` : count(all)}`);
   }
 
-  replay.addEventListener("click", async () => {
+  async function send() {
     const sure = await confirmed(
       "Replay dead letters?",
       `The oldest ${LETTERS_MAX} at most are sent to their partitions again. What cannot be settled comes back here.`,
       { action: "Replay" },
     );
     if (!sure) return;
-    await error.around(replay, async () => {
-      const done = await ask("POST", "/v1/operator/dead-letters/replay", { body: { most: LETTERS_MAX } });
-      const stay = done.letters_left ? ` ${count(done.letters_left)} stay: ${done.why.join("; ")}.` : "";
-      setText(result, `${count(done.purchases)} purchases are queued again.${stay}`);
-      show(result, true);
-      announce(result.textContent);
-      await look();
-    });
-  });
+    const done = await ask("POST", "/v1/operator/dead-letters/replay", { body: { most: LETTERS_MAX } });
+    const stay = done.letters_left ? ` ${count(done.letters_left)} stay: ${done.why.join("; ")}.` : "";
+    setText(result, `${count(done.purchases)} purchases are queued again.${stay}`);
+    show(result, true);
+    announce(result.textContent);
+    await look();
+  }
+
   return { look };
 }
 
@@ -131,7 +110,8 @@ export function parkedPanel(section) {
   const none = el("p", { class: "note" }, "There are none.");
   const result = el("p", { class: "hint", role: "status", hidden: true });
   const error = errorLine();
-  const replay = el("button", { class: "quiet small", type: "button", hidden: true }, "Replay");
+  const replay = actionButton("Replay", "quiet", error, letGoOn);
+  show(replay, false);
   section.append(
     el("div", { class: "panel-head" }, el("h2", { id: "parked-head" }, "Parked purchases"), replay),
     none,
@@ -151,7 +131,7 @@ export function parkedPanel(section) {
     setText(replay, `Replay ${count(ids.length)}`);
   }
 
-  replay.addEventListener("click", async () => {
+  async function letGoOn() {
     const wanted = ids;
     const sure = await confirmed(
       "Replay parked purchases?",
@@ -159,15 +139,14 @@ export function parkedPanel(section) {
       { action: "Replay" },
     );
     if (!sure) return;
-    await error.around(replay, async () => {
-      const { outcomes } = await ask("POST", "/v1/operator/parked/replay", { body: { purchase_ids: wanted } });
-      const refused = outcomes.filter((outcome) => outcome.reason);
-      const stay = refused.length ? ` ${count(refused.length)} are not: ${[...new Set(refused.map((each) => each.reason))].join(", ")}.` : "";
-      setText(result, `${count(outcomes.length - refused.length)} are on their way again.${stay}`);
-      show(result, true);
-      announce(result.textContent);
-      await look();
-    });
-  });
+    const { outcomes } = await ask("POST", "/v1/operator/parked/replay", { body: { purchase_ids: wanted } });
+    const reasons = outcomes.map((outcome) => outcome.reason).filter(Boolean);
+    const stay = reasons.length ? ` ${count(reasons.length)} are not: ${[...new Set(reasons)].join(", ")}.` : "";
+    setText(result, `${count(outcomes.length - reasons.length)} are on their way again.${stay}`);
+    show(result, true);
+    announce(result.textContent);
+    await look();
+  }
+
   return { look };
 }

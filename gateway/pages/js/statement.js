@@ -1,10 +1,11 @@
 // What a sale has come to: sold, captured, refunded, and everybody who won nothing with the reason.
 
-import { Problem, ask } from "./api.js";
+import { actionButton, errorLine } from "./actions.js";
+import { ask } from "./api.js";
 import { showSheet } from "./dialogs.js";
 import { el, show } from "./dom.js";
 import { amount, count, shares, time } from "./format.js";
-import { purchaseState, refusal } from "./words.js";
+import { purchaseState } from "./words.js";
 
 function figure(name, value) {
   return el("div", { class: "receipt-row" }, el("dt", {}, name), el("dd", { class: "num" }, value));
@@ -53,25 +54,15 @@ export async function showStatement(sale) {
     [["User", ""], ["Why", ""], ["Shares", "right"], ["When", "right"]],
     first.non_wins.map(nonWinRow),
   );
-  const error = el("p", { class: "error", role: "alert", hidden: true });
+  const error = errorLine();
   let next = first.next_page_token;
-  const more = el("button", { class: "quiet small", type: "button", hidden: !next }, "More");
-  more.addEventListener("click", async () => {
-    more.disabled = true;
-    show(error, false);
-    try {
-      const page = await ask("GET", `${path}?page_token=${encodeURIComponent(next)}`);
-      people.querySelector("tbody").append(...page.non_wins.map(nonWinRow));
-      next = page.next_page_token;
-      show(more, Boolean(next));
-    } catch (problem) {
-      if (!(problem instanceof Problem)) throw problem;
-      error.textContent = refusal(problem);
-      show(error, true);
-    } finally {
-      more.disabled = false;
-    }
+  const more = actionButton("More", "quiet", error, async () => {
+    const page = await ask("GET", `${path}?page_token=${encodeURIComponent(next)}`);
+    people.querySelector("tbody").append(...page.non_wins.map(nonWinRow));
+    next = page.next_page_token;
+    show(more, Boolean(next));
   });
+  show(more, Boolean(next));
   showSheet(
     "Statement",
     el("p", { class: "receipt-words" }, sale.display_name),
@@ -92,7 +83,7 @@ export async function showStatement(sale) {
     counts.length ? table("Without shares, by reason", [["Reason", ""], ["Purchases", "right"], ["Shares", "right"]], counts) : el("p", { class: "note" }, "Nobody."),
     first.non_wins.length ? el("h3", {}, "Without shares, one by one") : null,
     first.non_wins.length ? people : null,
-    error,
+    error.node,
     more,
   );
 }
