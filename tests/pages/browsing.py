@@ -93,9 +93,9 @@ class Person:
         """Waits until an element shows a text."""
         await expect(self.page.locator(selector)).to_contain_text(text)
 
-    async def has_state(self, state: str, which: int = 0) -> None:
-        """Waits until an own purchase is in a state."""
-        await expect(self.purchases.nth(which)).to_have_attribute("data-state", state)
+    async def has_state(self, state: str, *, within_s: float = PATIENCE_MS / 1000) -> None:
+        """Waits until the newest own purchase is in a state."""
+        await expect(self.purchases.first).to_have_attribute("data-state", state, timeout=within_s * 1000)
 
     async def confirm(self, action: str) -> None:
         """Presses the button of the question that is open."""

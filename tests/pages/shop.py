@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from flashsale.balance.v1 import balance_service_pb2 as balance
 from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 
@@ -87,8 +88,8 @@ class Shop:
 
     async def balance(self, user: str) -> int:
         """What is on a user's account, cents."""
-        _, account = await self.ask("GET", "/v1/balance", user)
-        return int(account["balance_minor"])
+        request = balance.GetBalanceRequest(user_id=user, currency_code=CURRENCY)
+        return int((await call(self.clients.balance.GetBalance, request)).account.balance_minor)
 
 
 @asynccontextmanager

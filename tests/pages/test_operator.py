@@ -143,7 +143,7 @@ async def test_parked_purchases_are_shown_and_let_go_on(shop: Shop, visitors: Vi
     await asyncio.to_thread(shop.stack.stack.stop, "balance")
     try:
         await buyer.buy()
-        await buyer.has_state("PARKED")
+        await buyer.has_state("PARKED", within_s=60)
     finally:
         await asyncio.to_thread(shop.stack.stack.start, "balance")
     await buyer.sees("#purchases", "You need do nothing, and cannot be charged twice.")
