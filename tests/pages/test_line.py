@@ -35,7 +35,7 @@ async def test_those_in_line_see_their_places_and_are_served_in_order(shop: Shop
         await person.buy()
         await person.has_state("WAITLISTED")
         await person.sees("#purchases", words)
-    await one.sees("#offer-words", "2 people in line before you.")
+    await one.sees("#offer-words", "2 people are in line already.")
 
     status, _ = await shop.ask("POST", f"/v1/purchases/{won}/refund", winner)
     assert status == 202

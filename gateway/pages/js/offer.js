@@ -28,7 +28,8 @@ export function offerOf(sale, stock, quantity, now = Date.now()) {
   }
   const limit = `At most ${shares(sale.per_user_limit)} a person.`;
   if (stock && (stock.waiting > 0 || stock.available < quantity)) {
-    const before = stock.waiting ? `${people(stock.waiting)} in line before you.` : "You would be the first in line.";
+    const are = stock.waiting === 1 ? "is" : "are";
+    const before = stock.waiting ? `${people(stock.waiting)} ${are} in line already.` : "You would be the first in line.";
     const left = stock.available > 0 && !stock.waiting ? `Only ${count(stock.available)} left. ` : "";
     return { can: "join", button: `Join the line for ${shares(quantity)}`, words: `${left}${before} You pay ${cost} only if your turn comes.` };
   }

@@ -17,10 +17,11 @@ const stage = (state) => STAGES[state] ?? 2;
 /** Whether a purchase's state changes no more by itself. */
 export const isFinal = (purchase) => FINAL.has(purchase.state);
 
-/** How long to hold a question, s. A place in line is told again the sooner the nearer its turn is. */
-function waitS(purchase) {
+/** How long to hold a question, s. A place in line is told again the sooner the nearer its turn is; an unknown one now. */
+function waitS(purchase, isFirst) {
   if (purchase.state !== "WAITLISTED") return LONG_POLL_S;
-  return Math.min(15, Math.max(2, Math.round((purchase.waitlist_position ?? 0) / 100)));
+  if (isFirst && !purchase.waitlist_position) return 0;
+  return Math.min(LONG_POLL_S, Math.max(2, Math.round((purchase.waitlist_position ?? 0) / 100)));
 }
 
 /** Own purchases of one sale. `onChange(purchase, before)` is told of each change; `before` is undefined of a new one. */
@@ -70,13 +71,14 @@ export class Purchases {
     if (this.#followed.has(id)) return;
     this.#followed.add(id);
     try {
-      for (let failures = 0; !isFinal(this.#known.get(id)); ) {
+      let isFirst = true;
+      for (let failures = 0; !isFinal(this.#known.get(id)); isFirst = false) {
         const before = this.#known.get(id);
         const asked = performance.now();
         const holds = this.#longPolls < LONG_POLLS_MAX;
         let restMs = holds ? EVERY_MS : EVERY_MS_WITHOUT;
         try {
-          this.take(await this.#ask(before, holds ? waitS(before) : 0));
+          this.take(await this.#ask(before, holds ? waitS(before, isFirst) : 0));
           failures = 0;
           // Something has happened, and the next may follow at once.
           if (this.#known.get(id).state !== before.state) restMs = 0;
