@@ -10,6 +10,7 @@ from gateway.problems import Answer, HttpError, json_answer
 from gateway.purchase_routes import PurchaseRoutes
 from gateway.requests import allow, authorization_of, parameter
 from gateway.sale_routes import SaleRoutes
+from gateway.static_pages import StaticPages
 from mesh.validation import Violations
 
 
@@ -21,6 +22,7 @@ class Routes:
         self._purchases = PurchaseRoutes(parts)
         self._sales = SaleRoutes(parts)
         self._operator = OperatorRoutes(parts)
+        self._pages = StaticPages()
 
     def find(self, scope: Scope, protocol: HTTPProtocol) -> tuple[str, Any]:
         """The route's name for the metrics, and its work: to be awaited, an Answer, or None if it has answered by
@@ -42,8 +44,8 @@ class Routes:
             case ["", "healthz"]:
                 allow(method, "GET")
                 return "healthz", self._healthz()
-            case ["", ""] | ["", "operator"] | ["", "sales", _] | ["", "pages", _]:
-                allow(method, "GET")
+            case ["", ""] | ["", "operator"] | ["", "sales", _] | ["", "pages", *_]:
+                allow(method, "GET", "HEAD")
                 return "page", self._page(scope)
         raise HttpError(404, "there is nothing here")
 
@@ -60,5 +62,9 @@ class Routes:
         return json_answer(200 if serving and not draining else 503, {"state": state})
 
     async def _page(self, scope: Scope) -> Answer:
-        """The pages and what they are made of; none is part of the gateway yet."""
-        raise HttpError(404, "there is nothing here")
+        """A page, or what pages are made of. Raises HttpError 404."""
+        headers = scope.headers
+        answer = self._pages.answer(scope.path, headers.get("if-none-match"), headers.get("accept-encoding"))
+        if answer is None:
+            raise HttpError(404, "there is nothing here")
+        return answer
