@@ -62,14 +62,14 @@ def wish_of_item(item: pb.ReserveItem) -> Wish | None:
     user_id, request_id = item.user_id, item.request_id
     if not (is_name(user_id) and is_name(request_id)):
         return None
-    return Wish(reservation_id, sale_id, user_id, request_id, item.quantity)
+    return Wish(reservation_id, sale_id, user_id, request_id, item.quantity, item.join_waitlist)
 
 
 def state_of_filter(state: int) -> ReservationState | None:
     """The state a list is filtered by, or None for any. Raises INVALID_ARGUMENT for a number that is no state."""
     if state == pb.ReservationState.RESERVATION_STATE_UNSPECIFIED:
         return None
-    if state not in pb.ReservationState.values():
+    if state not in pb.ReservationState.values() or state == pb.ReservationState.RESERVATION_STATE_WAITING:
         raise invalid_argument(("state", f"{state} is no state"))
     return ReservationState(pb.ReservationState.Name(state).removeprefix("RESERVATION_STATE_"))  # type: ignore[arg-type]
 
@@ -99,6 +99,7 @@ def stock_message(stock: Stock) -> pb.Stock:
         epoch=stock.epoch,
         open=stock.open,
         holder_changes=stock.holder_changes,
+        waiting=stock.waiting,
     )
 
 
@@ -113,6 +114,7 @@ def reservation_message(reservation: Reservation) -> pb.Reservation:
         state=pb.ReservationState.Value(f"RESERVATION_STATE_{reservation.state}"),
         share_numbers=reservation.share_numbers,
         create_time=timestamp(reservation.create_time),
+        update_time=timestamp(reservation.update_time),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
-from inventory_svc.reservation_book import Move, ReservationBook
+from inventory_svc.outbox import Move
+from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale import ReservationState
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
@@ -23,7 +24,8 @@ _PAGE_MAX = 200
 class GateMoves:
     """Lets the gates follow, at once after a commit and again later when that did not work.
 
-    ``changed`` is told a sale and its available units after each move; ``stale`` a sale whose gate is not current.
+    ``changed`` is told a sale, its available units and how many wait after each move; ``stale`` a sale whose gate is
+    not current.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class GateMoves:
         sales: SaleBook,
         book: ReservationBook,
         *,
-        changed: Callable[[str, int], None],
+        changed: Callable[[str, int, int], None],
         stale: Callable[[str], None],
     ) -> None:
         self._gate = gate
@@ -62,16 +64,23 @@ class GateMoves:
 
     async def _apply(self, move: Move, epoch_min: int) -> bool:
         sold = move.state == ReservationState.SOLD
+        # One that passes units on is of one part (outbox.Move).
         for first in range(0, len(move.reservation_ids), SCRIPT_ITEMS_MAX):
             ids = move.reservation_ids[first : first + SCRIPT_ITEMS_MAX]
             try:
-                available = await self._gate.move(move.sale_id, sold=sold, epoch_min=epoch_min, reservation_ids=ids)
+                level = await self._gate.move(
+                    move.sale_id,
+                    sold=sold,
+                    epoch_min=epoch_min,
+                    reservation_ids=ids,
+                    promoted_ids=move.promoted_ids,
+                )
             except DomainError as error:
                 if error.reason != ErrorReason.ERROR_REASON_STOCK_RECALIBRATING:
                     raise
                 self._stale(move.sale_id)
                 return False
-            self._changed(move.sale_id, available)
+            self._changed(move.sale_id, *level)
         return True
 
     def soon(self) -> None:

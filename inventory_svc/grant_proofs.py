@@ -20,13 +20,13 @@ class GrantProofs:
 
     def __init__(self, gate: StockGate) -> None:
         self._gate = gate
-        self._pending: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+        self._pending: defaultdict[tuple[str, int, bool], list[str]] = defaultdict(list)
         self._count = 0
 
-    def add(self, sale_id: str, epoch: int, reservation_ids: Iterable[str]) -> None:
-        """Notes grants of one sale and epoch whose rows are committed."""
+    def add(self, sale_id: str, epoch: int, reservation_ids: Iterable[str], *, waiting: bool = False) -> None:
+        """Notes grants of one sale and epoch whose rows are committed; or, with ``waiting``, rows in its line."""
         if self._count < _PENDING_MAX:
-            of_sale = self._pending[sale_id, epoch]
+            of_sale = self._pending[sale_id, epoch, waiting]
             before = len(of_sale)
             of_sale.extend(reservation_ids)
             self._count += len(of_sale) - before
@@ -35,9 +35,10 @@ class GrantProofs:
         """Sends what has gathered. What cannot be sent is dropped: the reaper finds the rows."""
         pending, self._pending, self._count = self._pending, defaultdict(list), 0
         try:
-            for (sale_id, epoch), ids in pending.items():
+            for (sale_id, epoch, waiting), ids in pending.items():
+                prove = self._gate.prove_waiting if waiting else self._gate.prove
                 for first in range(0, len(ids), LOAD_CHUNK):
-                    await self._gate.prove(sale_id, epoch, ids[first : first + LOAD_CHUNK])
+                    await prove(sale_id, epoch, ids[first : first + LOAD_CHUNK])
         except DomainError as error:
             log.warning("grants are proved later", reason=error.reason_name)
 

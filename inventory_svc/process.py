@@ -9,6 +9,7 @@ from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.lifecycle import Lifecycle
+from inventory_svc.promoter import Promoter
 from inventory_svc.reaper import Reaper
 from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
@@ -19,6 +20,7 @@ from inventory_svc.settings import PREFIX, MigrationSettings, Settings
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
 from inventory_svc.timekeeper import Timekeeper
+from inventory_svc.waitlist_book import WaitlistBook
 from mesh import migrations
 from mesh.background import Background
 from mesh.interceptors import Limits
@@ -33,10 +35,19 @@ log = get_logger(__name__)
 
 #: Shed last: what ends a reservation, and what an operator does when it matters.
 CRITICAL = frozenset(
-    {"BatchConfirmReservations", "BatchReleaseReservations", "RecalibrateSale", "PauseSale", "CloseSale"}
+    {
+        "BatchConfirmReservations",
+        "BatchReleaseReservations",
+        "BatchLeaveWaitlist",
+        "ListWaitlistOutcomes",
+        "BatchAcknowledgeWaitlistOutcomes",
+        "RecalibrateSale",
+        "PauseSale",
+        "CloseSale",
+    }
 )
 #: SQL connections of the background work, which so never waits behind calls, nor they behind it.
-_BACKGROUND_CONNECTIONS = 3
+_BACKGROUND_CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         open_pool(settings.database_url, name="inventory", size=settings.sql_connections) as pool,
         open_pool(settings.database_url, name="inventory-background", size=_BACKGROUND_CONNECTIONS) as background,
         open_redis(settings.redis_url, connections_max=settings.redis_connections) as redis,
-        _serving(settings, pool, background, StockGate(redis), metrics) as service,
+        _serving(settings, pool, background, StockGate(redis, waiting_max=settings.waitlist_max), metrics) as service,
     ):
         yield service
 
@@ -68,10 +79,17 @@ async def _serving(
     def in_service(sale_id: str, available: int) -> None:
         watch.hint(sale_id, available)
         left_over.soon()
+        promoter.wake(sale_id)
 
-    sales, book = SaleBook(pool), ReservationBook(pool)
+    def changed(sale_id: str, available: int, waiting: int) -> None:
+        watch.hint(sale_id, available)
+        if available and waiting:
+            promoter.wake(sale_id)
+
+    sales, book, waitlist = SaleBook(pool), ReservationBook(pool), WaitlistBook(pool)
     # The background work has books of its own, on connections of its own.
     quiet_sales, quiet_book = SaleBook(background), ReservationBook(background)
+    quiet_waitlist = WaitlistBook(background)
     recalibrator = Recalibrator(
         gate,
         quiet_sales,
@@ -82,17 +100,28 @@ async def _serving(
     )
     stale = recalibrator.report
     watch = StockWatch(gate, watchers_max=settings.watchers_max, stale=stale)
-    moves = GateMoves(gate, sales, book, changed=watch.hint, stale=stale)
-    left_over = GateMoves(gate, quiet_sales, quiet_book, changed=watch.hint, stale=stale)
+    moves = GateMoves(gate, sales, book, changed=changed, stale=stale)
+    left_over = GateMoves(gate, quiet_sales, quiet_book, changed=changed, stale=stale)
     proofs = GrantProofs(gate)
     eligibility = Eligibility(pool)
-    reserving = Reserving(gate, sales, book, proofs, eligibility, changed=watch.hint, stale=stale)
-    reaper = Reaper(gate, quiet_sales, quiet_book, grant_age_max_ms=settings.grant_age_max_ms, changed=watch.hint)
+    promoter = Promoter(gate, quiet_waitlist, left_over, proofs)
+    reserving = Reserving(
+        gate, sales, book, waitlist, proofs, eligibility, changed=changed, joined=promoter.wake, stale=stale
+    )
+    reaper = Reaper(
+        gate,
+        quiet_sales,
+        quiet_book,
+        quiet_waitlist,
+        grant_age_max_ms=settings.grant_age_max_ms,
+        changed=changed,
+    )
     timekeeper = Timekeeper(quiet_sales, Lifecycle(quiet_sales, recalibrator))
     servicer = InventoryServicer(
         gate=gate,
         sales=sales,
         book=book,
+        waitlist=waitlist,
         reserving=reserving,
         moves=moves,
         recalibrator=recalibrator,
@@ -116,6 +145,7 @@ async def _serving(
     tasks.keep(left_over.repeat(period_ms=settings.moves_period_ms), "gate moves")
     tasks.keep(reaper.run(period_ms=settings.reaper_period_ms), "reaper")
     tasks.keep(timekeeper.run(period_ms=settings.timekeeper_period_ms), "timekeeper")
+    tasks.keep(promoter.run(period_ms=settings.promoter_period_ms), "promoter")
     tasks.keep(proofs.run(), "grant proofs")
     tasks.keep(watch.failure(), "stock watch")
     tasks.keep(watch.follow_edges(), "stock edges")

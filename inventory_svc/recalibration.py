@@ -40,7 +40,7 @@ _ROUND_PAUSE_S = 0.05
 _RETRY_S_MAX = 10.0
 #: Upper bounds of the times that are counted, seconds.
 _BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_LETTERS = {"RESERVED": "R", "SOLD": "S", "RELEASED": "L"}
+_LETTERS = {"RESERVED": "R", "SOLD": "S", "RELEASED": "L", "WAITING": "W"}
 
 
 @dataclass
@@ -51,11 +51,12 @@ class Count:
     epoch: int
     reserved: int = 0
     sold: int = 0
+    waiting: int = 0
     users: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     records: list[dict[str, str | int]] = field(default_factory=list)
 
     def add(self, rows: Iterable[tuple[str, str, str, int, str]]) -> None:
-        """Counts some reservations: id, user, request id, quantity, state."""
+        """Counts some reservations, or some that wait in line: id, user, request id, quantity, state."""
         chunk: dict[str, str | int] = {}
         for reservation_id, user_id, request_id, quantity, state in rows:
             chunk[reservation_id] = f"{_LETTERS[state]}{quantity}\n{user_id}\n{request_id}"
@@ -63,6 +64,8 @@ class Count:
                 self.reserved += quantity
             elif state == "SOLD":
                 self.sold += quantity
+            elif state == "WAITING":
+                self.waiting += 1
             else:
                 continue
             self.users[user_id] += quantity
@@ -76,7 +79,7 @@ class Count:
             log.critical("more units are taken than there are", sale_id=self.sale.sale_id, available=available)
             raise DomainError(ErrorReason.ERROR_REASON_INTERNAL, "more units are taken than there are")
         records = sum(len(chunk) for chunk in self.records)
-        return CalibrationCounts(available, self.reserved, self.sold, records, len(self.users))
+        return CalibrationCounts(available, self.reserved, self.sold, records, len(self.users), self.waiting)
 
 
 @dataclass
@@ -214,7 +217,16 @@ class Recalibrator:
             return None
         log.info("recalibrated", sale_id=sale_id, epoch=epoch, **counts.__dict__)
         self._in_service(sale_id, counts.available)
-        return Stock(sale_id, counts.available, counts.reserved, counts.sold, terms.total, epoch, is_open)
+        return Stock(
+            sale_id,
+            counts.available,
+            counts.reserved,
+            counts.sold,
+            terms.total,
+            epoch,
+            is_open,
+            waiting=counts.waiting,
+        )
 
     async def _bump(self, sale_id: str, *, asked_for: bool) -> int | None:
         """Takes the lease and bumps the epoch. None when somebody else is at it and nobody asked for this one."""

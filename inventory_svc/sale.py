@@ -1,6 +1,6 @@
 """The rules of a sale and its stock: states, legal transitions, what a request gets. No I/O."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -31,11 +31,15 @@ class SaleState(StrEnum):
 
 
 class ReservationState(StrEnum):
-    """Where a reservation is in its life. RESERVED -> SOLD -> RELEASED or RESERVED -> RELEASED; RELEASED is final."""
+    """Where a reservation is in its life. RESERVED -> SOLD -> RELEASED or RESERVED -> RELEASED; RELEASED is final.
+
+    WAITING has no row among the reservations but one in the line (waitlist.py), and becomes RESERVED or RELEASED.
+    """
 
     RESERVED = "RESERVED"
     SOLD = "SOLD"
     RELEASED = "RELEASED"
+    WAITING = "WAITING"
 
 
 _LEGAL_FROM = {
@@ -112,17 +116,23 @@ class Stock:
     open: bool
     #: How often holders have changed under this epoch; 0 in the book.
     holder_changes: int = 0
+    #: Requests in line; units that are available are theirs while there are any.
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One buyer's wish for units, already validated; ``reservation_id`` and ``sale_id`` in canonical form."""
+    """One buyer's wish for units, already validated; ``reservation_id`` and ``sale_id`` in canonical form.
+
+    ``joins`` says whether it waits in line if need be; it is no part of the contents that a repetition must match.
+    """
 
     reservation_id: str
     sale_id: str
     user_id: str
     request_id: str
     quantity: int
+    joins: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ class Reservation:
     state: ReservationState
     share_numbers: tuple[int, ...]
     create_time: datetime
+    update_time: datetime
 
 
 def with_defaults(terms: SaleTerms) -> SaleTerms:

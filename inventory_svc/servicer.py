@@ -18,6 +18,8 @@ from inventory_svc.reserving import Reserving
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
+from inventory_svc.waitlist_book import WaitlistBook
+from inventory_svc.waitlist_calls import WaitlistCalls
 from mesh import page_token
 from mesh.errors import DomainError, invalid_argument
 from mesh.server import Registration
@@ -26,7 +28,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
 _INVALID = ErrorReason.ERROR_REASON_INVALID_ARGUMENT
 
 
-class InventoryServicer(LifecycleServicer, inventory_service_pb2_grpc.InventoryServiceServicer):
+class InventoryServicer(LifecycleServicer, WaitlistCalls, inventory_service_pb2_grpc.InventoryServiceServicer):
     """Implements the contract; each RPC's effect and errors are described there."""
 
     def __init__(
@@ -35,6 +37,7 @@ class InventoryServicer(LifecycleServicer, inventory_service_pb2_grpc.InventoryS
         gate: StockGate,
         sales: SaleBook,
         book: ReservationBook,
+        waitlist: WaitlistBook,
         reserving: Reserving,
         moves: GateMoves,
         recalibrator: Recalibrator,
@@ -44,10 +47,9 @@ class InventoryServicer(LifecycleServicer, inventory_service_pb2_grpc.InventoryS
         rescheduled: Callable[[], None],
     ) -> None:
         LifecycleServicer.__init__(self, sales, lifecycle, eligibility, rescheduled)
+        WaitlistCalls.__init__(self, sales=sales, book=book, waitlist=waitlist, moves=moves)
         self._gate = gate
-        self._book = book
         self._reserving = reserving
-        self._moves = moves
         self._recalibrator = recalibrator
         self._watch = watch
 
@@ -94,14 +96,19 @@ class InventoryServicer(LifecycleServicer, inventory_service_pb2_grpc.InventoryS
         wishes = [conversion.wish_of_item(item) for item in request.items]
         done = await self._reserving.reserve([wish for wish in wishes if wish is not None])
         reasons = iter(done.reasons)
+        outcomes = [
+            pb.ReserveOutcome(
+                reservation_id=item.reservation_id,
+                reason=_INVALID if wish is None else next(reasons),  # type: ignore[arg-type]
+            )
+            for item, wish in zip(request.items, wishes, strict=True)
+        ]
+        if done.positions:
+            decided = [outcome for outcome, wish in zip(outcomes, wishes, strict=True) if wish is not None]
+            for place, position in done.positions.items():
+                decided[place].waiting, decided[place].waitlist_position = position > 0, position
         return pb.BatchReserveSharesResponse(
-            outcomes=[
-                pb.ReserveOutcome(
-                    reservation_id=item.reservation_id,
-                    reason=_INVALID if wish is None else next(reasons),  # type: ignore[arg-type]
-                )
-                for item, wish in zip(request.items, wishes, strict=True)
-            ],
+            outcomes=outcomes,
             sale_terms=[
                 pb.SaleTerms(sale_id=sale_id, unit_price=conversion.price_message(terms))
                 for sale_id, terms in done.terms.items()

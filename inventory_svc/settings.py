@@ -48,6 +48,15 @@ class Settings:
         minimum=100,
         maximum=600_000,
     )
+    waitlist_max: int = setting(
+        "most requests in line for one sale; more are refused", default=1_000_000, minimum=0, maximum=10_000_000
+    )
+    promoter_period_ms: int = setting(
+        "how often every line is looked at for units that nobody brought to it",
+        default=1_000,
+        minimum=20,
+        maximum=60_000,
+    )
     calibration_lease_ms: int = setting(
         "how long others leave a recalibration alone; a dead one's gate stays closed for so long",
         default=2_000,

@@ -2,13 +2,16 @@
 -- derived here from the gate's key stay on its node of a cluster.
 --
 -- The gate is a hash: run_id and epoch of its calibration, serving (1 or 0), available, reserved, sold, total, open (1
--- or 0), per_user_limit, per_purchase_limit, changes (how many entries the log of fingerprint changes ever had),
--- change_ms (when the counts last changed, by this server's clock; absent before the first time).
--- grants:<epoch> maps a reservation id to its record: state (R reserved, S sold, L released), quantity, user id and
--- request id, the last two after a newline each (they are printable, so they contain none).
--- users:<epoch> maps a user id to the units it has reserved or bought. Both have the empty field as a sentinel, so that
--- an empty hash is told from a lost one. unproven:<epoch> holds reservation ids by the time of their grant, until their
--- row is known to be committed. changes:<epoch> is the end of the log of who came to hold units (+) or ceased to (-).
+-- or 0), per_user_limit, per_purchase_limit, changes (how many entries the log of fingerprint changes ever had), waiting
+-- (how many records of state W there are; while there are any, available units are theirs), change_ms (when the counts
+-- last changed, by this server's clock; absent before the first time).
+-- grants:<epoch> maps a reservation id to its record: state (R reserved, S sold, L released, W waits in line, P promoted:
+-- taken out of the line with its units and reserved like R, but SQL, which keeps the line, may not know it yet),
+-- quantity, user id and request id, the last two after a newline each (they are printable, so they contain none).
+-- users:<epoch> maps a user id to the units it has reserved or bought or waits for. Both have the empty field as a
+-- sentinel, so that an empty hash is told from a lost one. unproven:<epoch> holds reservation ids by the time of their
+-- grant, or of joining the line, until their row is known to be committed. changes:<epoch> is the end of the log of who
+-- came to hold units or to wait (+) or ceased to (-).
 
 local CHANGES_KEPT = 20000
 -- Counts that have not changed for so long are quiet, milliseconds: their next change is told at once. Less than the
@@ -27,11 +30,12 @@ end
 -- The sale's gate, or nil when its calibration is missing, of another run of the server, or being replaced.
 local function current_gate(gate_key)
   local found = redis.call('HMGET', gate_key, 'run_id', 'epoch', 'serving', 'available', 'reserved', 'sold', 'total',
-    'open', 'per_user_limit', 'per_purchase_limit', 'changes', 'change_ms')
+    'open', 'per_user_limit', 'per_purchase_limit', 'changes', 'waiting', 'change_ms')
   if found[3] ~= '1' or found[1] ~= server_run_id() then
     return nil
   end
   local base = base_of(gate_key)
+  local waiting = tonumber(found[12] or 0)
   local gate = {
     epoch = tonumber(found[2]),
     available = tonumber(found[4]),
@@ -43,7 +47,9 @@ local function current_gate(gate_key)
     per_user_limit = tonumber(found[9]),
     per_purchase_limit = tonumber(found[10]),
     changes = tonumber(found[11]),
-    change_ms = tonumber(found[12] or 0),
+    change_ms = tonumber(found[13] or 0),
+    waiting = waiting,
+    waiting_before = waiting,
     grants_key = base .. 'grants:' .. found[2],
     users_key = base .. 'users:' .. found[2],
     unproven_key = base .. 'unproven:' .. found[2],
@@ -64,6 +70,11 @@ end
 local function parsed(record)
   local state, quantity, user_id = string.match(record, '^(.)(%d+)\n([^\n]*)\n')
   return state, tonumber(quantity), user_id
+end
+
+-- Whether a record of this state holds units that are not sold.
+local function is_reserved(state)
+  return state == 'R' or state == 'P'
 end
 
 -- Calls a command with a long list of arguments, a part at a time: Lua's stack holds fewer than 8,000.
@@ -88,19 +99,21 @@ local function tell_followers(gate_key)
 end
 
 -- Writes the counts back. They were checked before anything was written. When the last unit goes, or the first returns,
--- every process that follows the sale is told: a gateway that still acts on the reading before could tell a winner that
--- it lost. So is the first change after a quiet time, in which followers read seldom; under load nothing more is told.
+-- or the first begins to wait, or nobody waits any more, every process that follows the sale is told: a gateway that
+-- still acts on the reading before could tell a winner that it lost. So is the first change after a quiet time, in which
+-- followers read seldom; under load nothing more is told.
 local function save_counts(gate_key, gate)
   local now = now_ms()
-  if (gate.available == 0) ~= (gate.available_before == 0) or now - gate.change_ms >= QUIET_MS then
+  if (gate.available == 0) ~= (gate.available_before == 0) or (gate.waiting == 0) ~= (gate.waiting_before == 0)
+    or now - gate.change_ms >= QUIET_MS then
     tell_followers(gate_key)
   end
   redis.call('HSET', gate_key, 'available', gate.available, 'reserved', gate.reserved, 'sold', gate.sold, 'changes',
-    gate.changes, 'change_ms', now)
+    gate.changes, 'waiting', gate.waiting, 'change_ms', now)
 end
 
 -- Whether the counts can be true. If not, somebody has tampered with the keys.
 local function is_sound(gate)
-  return gate.available >= 0 and gate.reserved >= 0 and gate.sold >= 0
+  return gate.available >= 0 and gate.reserved >= 0 and gate.sold >= 0 and gate.waiting >= 0
     and gate.available + gate.reserved + gate.sold == gate.total
 end

@@ -1,14 +1,16 @@
 -- Takes units for the wishes of one sale, each decided by itself and in order.
--- KEYS[1] gate; ARGV[1] msgpack array of {reservation id, user id, request id, quantity}.
--- Answers {epoch, available, one letter per wish}, or {0} when the gate is not current. Letters: G granted now,
--- A granted earlier (reserved or sold by now), C the id has other contents, L the id was released, N not open,
--- P above the limit of a purchase, U above the limit of the user, O too few units left.
--- The decrement and the record of who got it are one step; nothing is written unless something is granted.
+-- KEYS[1] gate; ARGV[1] msgpack array of {reservation id, user id, request id, quantity, whether to wait if need be};
+-- ARGV[2] how many may wait in line at most.
+-- Answers {epoch, available, waiting, one letter per wish}, or {0} when the gate is not current. Letters: G granted now,
+-- A granted earlier (reserved or sold by now), W waits in line, now or earlier (or has just been promoted from it: SQL
+-- tells), C the id has other contents, L the id was released, N not open, P above the limit of a purchase, U above the
+-- limit of the user, O too few units left or somebody waits for them, F the line is full.
+-- The decrement and the record of who got it are one step; nothing is written unless something is granted or joins.
 local gate = current_gate(KEYS[1])
 if not gate then
   return {0}
 end
-local wishes = cmsgpack.unpack(ARGV[1])
+local wishes, waiting_max = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
 local ids, users = {}, {}
 for place, wish in ipairs(wishes) do
   ids[place], users[place] = wish[1], wish[2]
@@ -32,7 +34,8 @@ for place, wish in ipairs(wishes) do
     if string.sub(record, 2) ~= contents then
       letter = 'C'
     else
-      letter = string.sub(record, 1, 1) == 'L' and 'L' or 'A'
+      local state = string.sub(record, 1, 1)
+      letter = state == 'L' and 'L' or (state == 'W' or state == 'P') and 'W' or 'A'
     end
   elseif not gate.open then
     letter = 'N'
@@ -40,20 +43,31 @@ for place, wish in ipairs(wishes) do
     letter = 'P'
   elseif held[user] + quantity > gate.per_user_limit then
     letter = 'U'
-  elseif quantity > gate.available then
-    letter = 'O'
   else
-    letter = 'G'
-    gate.available = gate.available - quantity
-    gate.reserved = gate.reserved + quantity
-    held[user] = held[user] + quantity
-    users_changed[user] = true
-    records[id] = 'R' .. contents
-    grants[#grants + 1] = id
-    grants[#grants + 1] = records[id]
-    grant_times[#grant_times + 1] = now
-    grant_times[#grant_times + 1] = id
-    entries[#entries + 1] = '+' .. id .. request
+    local served = gate.waiting == 0 and quantity <= gate.available
+    if served then
+      letter = 'G'
+      gate.available = gate.available - quantity
+      gate.reserved = gate.reserved + quantity
+    elseif not wish[5] or quantity > gate.total then
+      -- More than there are in all would wait for ever, and everybody behind it.
+      letter = 'O'
+    elseif gate.waiting >= waiting_max then
+      letter = 'F'
+    else
+      letter = 'W'
+      gate.waiting = gate.waiting + 1
+    end
+    if letter == 'G' or letter == 'W' then
+      held[user] = held[user] + quantity
+      users_changed[user] = true
+      records[id] = (served and 'R' or 'W') .. contents
+      grants[#grants + 1] = id
+      grants[#grants + 1] = records[id]
+      grant_times[#grant_times + 1] = now
+      grant_times[#grant_times + 1] = id
+      entries[#entries + 1] = '+' .. id .. request
+    end
   end
   letters[place] = letter
 end
@@ -70,4 +84,4 @@ if #grants > 0 then
   log_changes(gate, entries)
   save_counts(KEYS[1], gate)
 end
-return {gate.epoch, gate.available, table.concat(letters)}
+return {gate.epoch, gate.available, gate.waiting, table.concat(letters)}

@@ -1,6 +1,7 @@
 -- Puts a calibration that was loaded under its own names into service, in one step.
 -- KEYS[1] gate; ARGV[1] run id with which the loading began; ARGV[2] epoch; ARGV[3] and ARGV[4] how many fields
--- grants and users must have; ARGV[5..] available, reserved, sold, total, open, per_user_limit, per_purchase_limit.
+-- grants and users must have; ARGV[5..] available, reserved, sold, total, open, per_user_limit, per_purchase_limit,
+-- waiting.
 -- Answers 1, or 0 (and changes nothing) when the server was restarted meanwhile, a calibration of this or a newer epoch
 -- is in service, or something loaded is missing.
 local run_id = server_run_id()
@@ -19,7 +20,7 @@ redis.call('PERSIST', base .. 'users:' .. epoch)
 redis.call('UNLINK', KEYS[1], base .. 'unproven:' .. epoch, base .. 'changes:' .. epoch)
 redis.call('HSET', KEYS[1], 'run_id', run_id, 'epoch', epoch, 'serving', 1, 'available', ARGV[5], 'reserved', ARGV[6],
   'sold', ARGV[7], 'total', ARGV[8], 'open', ARGV[9], 'per_user_limit', ARGV[10], 'per_purchase_limit', ARGV[11],
-  'changes', 0)
+  'waiting', ARGV[12], 'changes', 0)
 tell_followers(KEYS[1])
 if present > 0 and present ~= tonumber(epoch) then
   for _, name in ipairs({'grants:', 'users:', 'unproven:', 'changes:'}) do

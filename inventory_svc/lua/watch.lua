@@ -1,7 +1,7 @@
--- Reads the stock and what changed among the holders of units since an earlier reading, both of one moment: a reading
--- of zero comes with everybody who was granted a unit before it.
+-- Reads the stock and what changed among those who hold units or wait since an earlier reading, both of one moment: a
+-- reading of zero comes with everybody who was granted a unit, or joined the line, before it.
 -- KEYS[1] gate; ARGV[1] epoch and ARGV[2] count of changes of the earlier reading.
--- Answers {epoch, available, reserved, sold, total, open, changes, known, entries}: known is 1 when the entries lead
+-- Answers {epoch, available, reserved, sold, total, open, changes, waiting, known, entries}: known is 1 when the entries lead
 -- from the earlier reading to this one, 0 when they cannot (another epoch, or too long ago). {0}: not current.
 local gate = current_gate(KEYS[1])
 if not gate then
@@ -14,4 +14,4 @@ if known and behind > 0 then
   entries = redis.call('LRANGE', gate.changes_key, -behind, -1)
 end
 return {gate.epoch, gate.available, gate.reserved, gate.sold, gate.total, gate.open and 1 or 0, gate.changes,
-  known and 1 or 0, entries}
+  gate.waiting, known and 1 or 0, entries}

@@ -13,12 +13,17 @@ WITH fence AS (
 )
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM inserted)
 
+-- name: lock_line
+SELECT FROM sale_lines WHERE sale_id = %(sale_id)s FOR NO KEY UPDATE
+
 -- name: insert_tombstones
--- Takes no unit, so it needs no fence.
+-- Takes no unit, so it needs no fence. Under the lock of the sale's line: whoever waits is left alone, and nobody joins
+-- meanwhile.
 INSERT INTO reservations (reservation_id, sale_id, user_id, request_id, quantity, state, epoch)
 SELECT w.reservation_id, %(sale_id)s, w.user_id, w.request_id, w.quantity, 'RELEASED', %(epoch)s
 FROM unnest(%(ids)s::uuid[], %(users)s::text[], %(requests)s::text[], %(quantities)s::integer[])
      AS w(reservation_id, user_id, request_id, quantity)
+WHERE NOT EXISTS (SELECT 1 FROM waitlist q WHERE q.reservation_id = w.reservation_id)
 ORDER BY w.reservation_id
 ON CONFLICT (reservation_id) DO NOTHING
 
@@ -27,12 +32,17 @@ SELECT reservation_id::text, sale_id::text, user_id, request_id, quantity, state
 FROM reservations WHERE reservation_id = ANY(%(ids)s::uuid[])
 
 -- name: calibration_rows
+-- In one statement, so that whoever is promoted meanwhile is seen before or after it, not twice or not at all.
 SELECT reservation_id::text, user_id, request_id, quantity, state FROM reservations WHERE sale_id = %(sale_id)s
+UNION ALL
+SELECT reservation_id::text, user_id, request_id, quantity, state FROM waitlist
+WHERE sale_id = %(sale_id)s AND state = 'WAITING'
 
 -- name: book_stock
 -- reserved from the reservations, sold from the share numbers, available as recalibration would load it: the three
 -- come from different rows, so their sum is the total only if those agree.
-SELECT s.total - coalesce(r.taken, 0), coalesce(r.reserved, 0), n.owned, s.total, e.epoch, s.state IN ('OPEN', 'SOLD_OUT')
+SELECT s.total - coalesce(r.taken, 0), coalesce(r.reserved, 0), n.owned, s.total, e.epoch,
+       s.state IN ('OPEN', 'SOLD_OUT'), w.waiting
 FROM sales s
 JOIN sale_epochs e USING (sale_id)
 CROSS JOIN (
@@ -43,13 +53,27 @@ CROSS JOIN (
 CROSS JOIN (
     SELECT count(*) AS owned FROM share_numbers WHERE sale_id = %(sale_id)s AND reservation_id IS NOT NULL
 ) n
+CROSS JOIN (
+    SELECT count(*) AS waiting FROM waitlist WHERE sale_id = %(sale_id)s AND state = 'WAITING'
+) w
 WHERE s.sale_id = %(sale_id)s
+
+-- name: reservations_by_id
+SELECT r.reservation_id::text, r.sale_id::text, r.user_id, r.request_id, r.quantity, r.state,
+       coalesce((SELECT array_agg(n.share_number ORDER BY n.share_number)
+                 FROM share_numbers n WHERE n.reservation_id = r.reservation_id), '{}'),
+       r.create_time, r.update_time
+FROM reservations r WHERE r.reservation_id = ANY(%(ids)s::uuid[])
+UNION ALL
+SELECT w.reservation_id::text, w.sale_id::text, w.user_id, w.request_id, w.quantity, w.state, '{}', w.join_time,
+       w.join_time
+FROM waitlist w WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.state = 'WAITING'
 
 -- name: reservations_page
 SELECT r.reservation_id::text, r.sale_id::text, r.user_id, r.request_id, r.quantity, r.state,
        coalesce((SELECT array_agg(n.share_number ORDER BY n.share_number)
                  FROM share_numbers n WHERE n.reservation_id = r.reservation_id), '{}'),
-       r.create_time
+       r.create_time, r.update_time
 FROM reservations r
 WHERE r.sale_id = %(sale_id)s
   AND (r.create_time, r.reservation_id)

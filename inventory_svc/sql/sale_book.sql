@@ -18,6 +18,8 @@ WITH created AS (
 ), change AS (
     INSERT INTO sale_changes (sale_id, change_time, actor, to_state, total)
     SELECT sale_id, state_time, state_actor, state, total FROM created
+), line AS (
+    INSERT INTO sale_lines (sale_id) SELECT sale_id FROM created
 )
 INSERT INTO share_pools (sale_id, total) SELECT sale_id, total FROM created
 
@@ -122,11 +124,12 @@ WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s
 UPDATE calibration_leases SET expire_time = '-infinity' WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s
 
 -- name: watched_sales
--- Every sale whose gate must be current: those not closed, and closed ones of which anything is still reserved.
+-- Every sale whose gate must be current: those not closed, and closed ones of which anything is still reserved or waits.
 SELECT s.sale_id::text, e.epoch, l.expire_time > clock_timestamp() AS under_way
 FROM sales s JOIN sale_epochs e USING (sale_id) JOIN calibration_leases l USING (sale_id)
 WHERE s.state <> 'CLOSED'
    OR EXISTS (SELECT 1 FROM reservations r WHERE r.sale_id = s.sale_id AND r.state = 'RESERVED')
+   OR EXISTS (SELECT 1 FROM sale_lines w WHERE w.sale_id = s.sale_id AND w.waiting > 0)
 
 -- name: calibration_of
 SELECT e.epoch, l.expire_time > clock_timestamp() AS under_way

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
+from inventory_svc.outbox import Move
 from inventory_svc.reaper import Reaper
 from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
-from inventory_svc.reservation_book import Move, ReservationBook
+from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import SaleState, SaleTerms, Wish
 from inventory_svc.sale_book import MIGRATIONS, SaleBook
 from inventory_svc.stock_gate import StockGate, gate_key
+from inventory_svc.waitlist_book import WaitlistBook
 from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
@@ -56,6 +58,7 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
     await migrations.migrate(url, MIGRATIONS)
     async with open_pool(url, name="model", size=3) as pool, open_redis(servers.redis_url) as redis:
         gate, sales, book = StockGate(redis), SaleBook(pool), ReservationBook(pool)
+        waitlist = WaitlistBook(pool)
         proofs = GrantProofs(gate)
 
         def ignore(*_: object) -> None:
@@ -66,10 +69,12 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
             gate,
             sales,
             book,
-            Reserving(gate, sales, book, proofs, Eligibility(pool), changed=ignore, stale=ignore),
+            Reserving(
+                gate, sales, book, waitlist, proofs, Eligibility(pool), changed=ignore, joined=ignore, stale=ignore
+            ),
             GateMoves(gate, sales, book, changed=ignore, stale=ignore),
             Recalibrator(gate, sales, pool, lease_ms=5_000, in_service=ignore, metrics=RecalibrationMetrics(Metrics())),
-            Reaper(gate, sales, book, grant_age_max_ms=0, changed=ignore),
+            Reaper(gate, sales, book, waitlist, grant_age_max_ms=0, changed=ignore),
             proofs,
         )
 

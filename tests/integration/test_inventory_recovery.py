@@ -18,6 +18,7 @@ from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale import Wish
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate, gate_key
+from inventory_svc.waitlist_book import WaitlistBook
 from mesh.errors import DomainError, from_rpc_error
 from mesh.postgres import open_pool
 from mesh.redis_pool import open_redis
@@ -42,6 +43,7 @@ class Insides:
     gate: StockGate
     sales: SaleBook
     book: ReservationBook
+    waitlist: WaitlistBook
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -50,7 +52,7 @@ async def insides(rig: InventoryRig) -> AsyncIterator[Insides]:
         open_pool(rig.settings.database_url, name="test", size=2) as pool,
         open_redis(rig.settings.redis_url) as redis,
     ):
-        yield Insides(redis, StockGate(redis), SaleBook(pool), ReservationBook(pool))
+        yield Insides(redis, StockGate(redis), SaleBook(pool), ReservationBook(pool), WaitlistBook(pool))
 
 
 def wish_of(one: pb.ReserveItem) -> Wish:
@@ -270,10 +272,14 @@ async def test_a_grant_is_not_given_back_before_its_time_nor_when_its_row_is_the
     sale_id = await rig.open_sale(3)
     young, proved = wish_of(item(sale_id, "young")), wish_of(item(sale_id, "proved"))
     granted = await insides.gate.reserve(sale_id, [young, proved])
-    reaper = Reaper(insides.gate, insides.sales, insides.book, grant_age_max_ms=600_000, changed=lambda *_: None)
+    reaper = Reaper(
+        insides.gate, insides.sales, insides.book, insides.waitlist, grant_age_max_ms=600_000, changed=lambda *_: None
+    )
     assert await reaper.reap(sale_id) == 0
     assert await insides.book.insert(sale_id, granted.epoch, [young, proved]) is not None
-    reaper = Reaper(insides.gate, insides.sales, insides.book, grant_age_max_ms=0, changed=lambda *_: None)
+    reaper = Reaper(
+        insides.gate, insides.sales, insides.book, insides.waitlist, grant_age_max_ms=0, changed=lambda *_: None
+    )
     assert await reaper.reap(sale_id) in (0, 2)  # The service's own reaper may have been first.
     assert await reaper.reap(sale_id) == 0
     assert await agrees(rig, sale_id) == (1, 2, 0)

@@ -35,6 +35,7 @@ from inventory_svc.sale_book import MIGRATIONS, SQL, SaleBook
 from inventory_svc.servicer import InventoryServicer
 from inventory_svc.stock_gate import StockGate, gate_key
 from inventory_svc.stock_watch import StockWatch
+from inventory_svc.waitlist_book import WaitlistBook
 from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
@@ -116,15 +117,20 @@ class Process:
             pass
 
         self.gate, self.sales, self.book = StockGate(redis), SaleBook(pool), ReservationBook(pool)
+        self.waitlist = WaitlistBook(pool)
         counts = RecalibrationMetrics(Metrics())
         self.recalibrator = Recalibrator(self.gate, self.sales, pool, lease_ms=5_000, in_service=told, metrics=counts)
         self.moves = GateMoves(self.gate, self.sales, self.book, changed=told, stale=told)
-        self.reserving = Reserving(self.gate, self.sales, self.book, GrantProofs(self.gate), changed=told, stale=told)
-        self.reaper = Reaper(self.gate, self.sales, self.book, grant_age_max_ms=0, changed=told)
+        proofs = GrantProofs(self.gate)
+        self.reserving = Reserving(
+            self.gate, self.sales, self.book, self.waitlist, proofs, changed=told, joined=told, stale=told
+        )
+        self.reaper = Reaper(self.gate, self.sales, self.book, self.waitlist, grant_age_max_ms=0, changed=told)
         self.service = InventoryServicer(
             gate=self.gate,
             sales=self.sales,
             book=self.book,
+            waitlist=self.waitlist,
             reserving=self.reserving,
             moves=self.moves,
             recalibrator=self.recalibrator,
