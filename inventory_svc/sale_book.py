@@ -124,11 +124,11 @@ class SaleBook:
         """
 
         async def work(conn: Connection) -> tuple[Sale, bool]:
-            sale, now, all_owned = await _locked(conn, sale_id)
+            sale, _, all_owned = await _locked(conn, sale_id)
             if not changes_state(sale.state, wanted):
                 return sale, False
             state = SaleState.SOLD_OUT if wanted == SaleState.OPEN and all_owned else wanted
-            return await _change(conn, sale, replace(sale, state=state), actor, now), True
+            return await _change(conn, sale, replace(sale, state=state), actor), True
 
         return await in_transaction(self._pool, work)
 
@@ -136,11 +136,11 @@ class SaleBook:
         """Sets when a sale opens and closes by itself. Raises SALE_NOT_FOUND and SALE_STATE_CONFLICT."""
 
         async def work(conn: Connection) -> Sale:
-            sale, now, _ = await _locked(conn, sale_id)
+            sale, _, _ = await _locked(conn, sale_id)
             state, kept = rescheduled(sale, times)
             if (state, kept) == (sale.state, sale.times):
                 return sale
-            return await _change(conn, sale, replace(sale, state=state, times=kept), actor, now)
+            return await _change(conn, sale, replace(sale, state=state, times=kept), actor)
 
         return await in_transaction(self._pool, work)
 
@@ -152,13 +152,13 @@ class SaleBook:
         """
 
         async def work(conn: Connection) -> tuple[Sale, bool]:
-            sale, now, _ = await _locked(conn, sale_id)
+            sale, _, _ = await _locked(conn, sale_id)
             if not raises_total(sale, total):
                 return sale, False
             await conn.execute(SQL.add_total, {"sale_id": sale_id, "total": total})
             await conn.execute(SQL.raise_pool, {"sale_id": sale_id, "total": total})
             after = replace(sale, terms=replace(sale.terms, total=total))
-            return await _change(conn, sale, after, actor, now), True
+            return await _change(conn, sale, after, actor), True
 
         return await in_transaction(self._pool, work)
 
@@ -184,7 +184,7 @@ class SaleBook:
             if due is None:
                 return sale, sale
             state, actor = due
-            return sale, await _change(conn, sale, replace(sale, state=state), actor, now)
+            return sale, await _change(conn, sale, replace(sale, state=state), actor)
 
         return await in_transaction(self._pool, work)
 
@@ -238,20 +238,21 @@ async def _locked(conn: Connection, sale_id: str) -> tuple[Sale, datetime, bool]
     return sale_of_row(row), *found
 
 
-async def _change(conn: Connection, before: Sale, after: Sale, actor: str, now: datetime) -> Sale:
+async def _change(conn: Connection, before: Sale, after: Sale, actor: str) -> Sale:
     """Writes a sale whose row is locked and notes who did it; bumps the epoch if the gate has to follow."""
     if after.state != before.state:
         require_legal(before.state, after.state)
-        after = replace(after, state_time=now, state_actor=actor)
+    if concerns_gate(before, after):
+        # First, because it waits for INSERTs under way: none of them is later than the time that is noted.
+        await conn.execute(SQL.bump_epoch, {"sale_id": after.sale_id})
     parameters = {
         "sale_id": after.sale_id,
         "state": after.state.value,
         "from_state": before.state.value,
         "total": after.terms.total,
         "actor": actor,
-        "now": now,
     }
-    await conn.execute(SQL.set_state, parameters | asdict(after.times))
-    if concerns_gate(before, after):
-        await conn.execute(SQL.bump_epoch, {"sale_id": after.sale_id})
-    return after
+    row = await (await conn.execute(SQL.set_state, parameters | asdict(after.times))).fetchone()
+    assert row is not None
+    state_time, state_actor = row
+    return replace(after, state_time=state_time, state_actor=state_actor)

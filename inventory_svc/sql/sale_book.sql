@@ -49,17 +49,22 @@ ORDER BY create_time DESC, sale_id DESC
 LIMIT %(size)s
 
 -- name: set_state
--- The state, the times and the total of a sale whose row is locked, and the note of who did it.
-WITH changed AS (
+-- The state, the times and the total of a sale whose row is locked, and the note of who did it and when.
+WITH moment AS MATERIALIZED (
+    SELECT clock_timestamp() AS now
+), changed AS (
     UPDATE sales
     SET state = %(state)s, open_time = %(open_time)s, close_time = %(close_time)s, total = %(total)s,
-        state_time = CASE WHEN state = %(state)s THEN state_time ELSE %(now)s END,
+        state_time = CASE WHEN state = %(state)s THEN state_time ELSE moment.now END,
         state_actor = CASE WHEN state = %(state)s THEN state_actor ELSE %(actor)s END
+    FROM moment
     WHERE sale_id = %(sale_id)s
-    RETURNING sale_id
+    RETURNING sale_id, state_time, state_actor
+), noted AS (
+    INSERT INTO sale_changes (sale_id, change_time, actor, from_state, to_state, total)
+    SELECT c.sale_id, m.now, %(actor)s, %(from_state)s, %(state)s, %(total)s FROM changed c CROSS JOIN moment m
 )
-INSERT INTO sale_changes (sale_id, change_time, actor, from_state, to_state, total)
-SELECT sale_id, %(now)s, %(actor)s, %(from_state)s, %(state)s, %(total)s FROM changed
+SELECT state_time, state_actor FROM changed
 
 -- name: now_and_all_owned
 -- A statement of its own after the one that locked the sale: that one's view of other tables may be older than its lock.
