@@ -8,10 +8,12 @@ the first in line. Like a grant: units in Redis first, then SQL.
 import asyncio
 import contextlib
 
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
-from inventory_svc.waitlist import SERVING_STATES, Line
+from inventory_svc.waitlist import SERVING_STATES, UNITS_MAX, Line
 from inventory_svc.waitlist_book import WaitlistBook
 from mesh import failpoints
 from mesh.errors import DomainError
@@ -22,7 +24,9 @@ log = get_logger(__name__)
 #: Least time between two rounds, however often somebody wakes the promoter, seconds.
 _ROUND_PAUSE_S = 0.02
 #: Those in line whose wait one transaction ends when the sale is closed.
-_CLOSED_AT_ONCE = 2_000
+_CLOSED_AT_ONCE = 500
+#: Such transactions in a row.
+_CLOSED_PARTS = 4
 
 
 class Promoter:
@@ -65,12 +69,14 @@ class Promoter:
     async def _serve_woken(self) -> None:
         woken, self._woken = self._woken, set()
         for sale_id in woken:
-            with contextlib.suppress(DomainError):
+            try:
                 # Mostly there is nothing to hand out, which the gate tells for less than SQL would.
                 stock = await self._gate.read(sale_id)
-                if not stock.available or not stock.waiting:
-                    continue
-            line = await self._waitlist.line(sale_id)
+            except DomainError:
+                # Woken again when it is in service, or seen by the next round of all.
+                continue
+            has_work = stock.waiting and (stock.available or not stock.open)
+            line = await self._waitlist.line(sale_id) if has_work else None
             if line is not None:
                 await self._serve(line)
 
@@ -82,16 +88,18 @@ class Promoter:
                 await self.close(line.sale_id)
         except DomainError as error:
             # Its gate is being rebuilt, or a server is away: its turn comes again, and the other sales' all the same.
-            log.warning("a line is served later", sale_id=line.sale_id, reason=error.reason_name)
+            if error.reason != ErrorReason.ERROR_REASON_STOCK_RECALIBRATING:
+                log.warning("a line is served later", sale_id=line.sale_id, reason=error.reason_name)
 
     async def promote(self, line: Line) -> int:
         """Gives those first in line what is available, and completes promotions that were half done; how many were
         promoted. Raises UNAVAILABLE and STOCK_RECALIBRATING."""
         promoted = 0
         while True:
-            # Also when nothing is available: somebody may have been given units by a process that died then.
+            # The first in line also when nothing is available: somebody may have been given units by a process that
+            # died then. Where smaller requests overtake, such a one may be anywhere, and is left to the reaper.
             available = (await self._gate.read(line.sale_id)).available
-            units = available if line.overtaking_allowed else max(available, SCRIPT_ITEMS_MAX)
+            units = available if line.overtaking_allowed else UNITS_MAX
             first = await self._waitlist.first(line, units=units, most=SCRIPT_ITEMS_MAX)
             if not first:
                 return promoted
@@ -110,7 +118,12 @@ class Promoter:
                 return promoted
 
     async def close(self, sale_id: str) -> None:
-        """Ends the wait of everybody in line of a sale that is closed, a part at a time. Raises UNAVAILABLE."""
-        while moves := await self._waitlist.close_some(sale_id, _CLOSED_AT_ONCE):
+        """Ends the wait of those first in line of a sale that is closed; the others' turn comes after the other sales'.
+        Raises UNAVAILABLE."""
+        for _ in range(_CLOSED_PARTS):
+            moves = await self._waitlist.close_some(sale_id, _CLOSED_AT_ONCE)
             failpoints.hit("inventory.line_closed")
             await self._moves.follow(moves)
+            if not moves:
+                return
+        self.wake(sale_id)

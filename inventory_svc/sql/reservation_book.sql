@@ -23,7 +23,7 @@ INSERT INTO reservations (reservation_id, sale_id, user_id, request_id, quantity
 SELECT w.reservation_id, %(sale_id)s, w.user_id, w.request_id, w.quantity, 'RELEASED', %(epoch)s
 FROM unnest(%(ids)s::uuid[], %(users)s::text[], %(requests)s::text[], %(quantities)s::integer[])
      AS w(reservation_id, user_id, request_id, quantity)
-WHERE NOT EXISTS (SELECT 1 FROM waitlist q WHERE q.reservation_id = w.reservation_id)
+WHERE w.reservation_id NOT IN (SELECT q.reservation_id FROM waitlist q WHERE q.reservation_id = ANY(%(ids)s::uuid[]))
 ORDER BY w.reservation_id
 ON CONFLICT (reservation_id) DO NOTHING
 
@@ -67,7 +67,7 @@ FROM reservations r WHERE r.reservation_id = ANY(%(ids)s::uuid[])
 UNION ALL
 SELECT w.reservation_id::text, w.sale_id::text, w.user_id, w.request_id, w.quantity, w.state, '{}', w.join_time,
        w.join_time
-FROM waitlist w WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.state = 'WAITING'
+FROM waitlist w WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.end_time IS NULL
 
 -- name: reservations_page
 SELECT r.reservation_id::text, r.sale_id::text, r.user_id, r.request_id, r.quantity, r.state,

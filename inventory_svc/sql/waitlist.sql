@@ -23,13 +23,17 @@ FROM fence f JOIN sale_lines l USING (sale_id) JOIN sales s USING (sale_id)
 FOR NO KEY UPDATE OF l
 
 -- name: join_line
--- Under the line's lock. Ids that have a row, here or among the reservations, are left as they are.
-WITH fresh AS (
+-- Under the line's lock. Ids that have a row, here or among the reservations, are left as they are. They are looked up
+-- by themselves, because a join with the ids is planned as a scan of everything while the tables are new to the planner.
+WITH known AS MATERIALIZED (
+    SELECT reservation_id FROM reservations WHERE reservation_id = ANY(%(ids)s::uuid[])
+    UNION ALL
+    SELECT reservation_id FROM waitlist WHERE reservation_id = ANY(%(ids)s::uuid[])
+), fresh AS (
     SELECT w.*, row_number() OVER (ORDER BY w.place) - 1 AS rank
     FROM unnest(%(ids)s::uuid[], %(users)s::text[], %(requests)s::text[], %(quantities)s::integer[])
          WITH ORDINALITY AS w(reservation_id, user_id, request_id, quantity, place)
-    WHERE NOT EXISTS (SELECT 1 FROM reservations r WHERE r.reservation_id = w.reservation_id)
-      AND NOT EXISTS (SELECT 1 FROM waitlist q WHERE q.reservation_id = w.reservation_id)
+    WHERE w.reservation_id NOT IN (SELECT reservation_id FROM known)
 ), line AS (
     UPDATE sale_lines l
     SET next_ticket = l.next_ticket + f.requests, waiting = l.waiting + f.requests,
@@ -55,9 +59,10 @@ SELECT reservation_id::text, sale_id::text, user_id, request_id, quantity, state
 FROM waitlist WHERE reservation_id = ANY(%(ids)s::uuid[])
 
 -- name: positions
+-- That the ids wait is asked by their end_time, so that none but their own index is read for it.
 WITH asked AS (
     SELECT reservation_id, sale_id, ticket, ticket / 256 AS block
-    FROM waitlist WHERE reservation_id = ANY(%(ids)s::uuid[]) AND state = 'WAITING'
+    FROM waitlist WHERE reservation_id = ANY(%(ids)s::uuid[]) AND end_time IS NULL
 ), before AS (
     SELECT b.sale_id, b.block,
            sum(b.waiting) OVER earlier - b.waiting AS waiting, sum(b.waiting_units) OVER earlier - b.waiting_units AS units
@@ -90,18 +95,20 @@ SELECT w.reservation_id::text,
        w.ticket > (SELECT min(q.ticket) FROM waitlist q
                    WHERE q.sale_id = %(sale_id)s AND q.state = 'WAITING' AND q.reservation_id <> ALL(%(ids)s::uuid[]))
 FROM waitlist w
-WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.state = 'WAITING'
+WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.end_time IS NULL
 ORDER BY w.ticket
 
 -- name: end_waiting
--- Under the line's lock: these ids, all of which wait, wait no more, and are decided in this order. Each gets the
--- reservation that goes with it: RESERVED, or RELEASED, by which the id is spent for good.
+-- Under the line's lock: these ids of its sale, all of which wait, wait no more, and are decided in this order. Each gets
+-- the reservation that goes with it: RESERVED, or RELEASED, by which the id is spent for good. That it waits is asked by
+-- its end_time, so that no index but that of the ids can serve: the others would be read from end to end. One time for
+-- all of them, or the order by time would be that in which they happen to be updated.
 WITH ended AS (
     UPDATE waitlist w
-    SET state = %(state)s, end_time = clock_timestamp(),
-        decision_number = (SELECT l.next_decision FROM sale_lines l WHERE l.sale_id = %(sale_id)s) + e.place - 1
-    FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS e(reservation_id, place)
-    WHERE w.reservation_id = e.reservation_id AND w.sale_id = %(sale_id)s AND w.state = 'WAITING'
+    SET state = %(state)s, end_time = (SELECT clock_timestamp()),
+        decision_number = (SELECT l.next_decision FROM sale_lines l WHERE l.sale_id = %(sale_id)s)
+                          + array_position(%(ids)s::uuid[], w.reservation_id) - 1
+    WHERE w.reservation_id = ANY(%(ids)s::uuid[]) AND w.end_time IS NULL
     RETURNING w.reservation_id, w.sale_id, w.user_id, w.request_id, w.quantity, w.ticket
 ), line AS (
     UPDATE sale_lines l
@@ -151,7 +158,7 @@ LIMIT %(size)s
 -- name: acknowledge_outcomes
 WITH told AS (
     SELECT reservation_id FROM waitlist
-    WHERE reservation_id = ANY(%(ids)s::uuid[]) AND state <> 'WAITING' AND NOT acknowledged
+    WHERE reservation_id = ANY(%(ids)s::uuid[]) AND end_time IS NOT NULL AND NOT acknowledged
     ORDER BY reservation_id
     FOR NO KEY UPDATE
 )

@@ -287,6 +287,14 @@ async def test_outcomes_are_listed_in_the_order_decided_until_they_are_acknowled
     assert all(entry.end_time.ToNanoseconds() >= entry.join_time.ToNanoseconds() for entry in in_order)
 
 
+async def test_outcomes_of_one_release_are_listed_in_the_order_of_the_line(rig: InventoryRig) -> None:
+    sale_id, holders = await sold_out_sale(rig, 40)
+    line = [joining(sale_id, f"u{number}") for number in range(40)]
+    await ask(rig, line)
+    await rig.release(holders)
+    assert [key for key, _ in await untold(rig, sale_id)] == ids_of(line)
+
+
 async def test_the_line_is_listed_page_by_page_and_by_state(rig: InventoryRig) -> None:
     sale_id, holders = await sold_out_sale(rig, 2)
     line = [joining(sale_id, f"u{number}") for number in range(7)]

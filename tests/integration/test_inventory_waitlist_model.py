@@ -212,7 +212,7 @@ async def rest(parts: Parts, sale: Sale) -> None:
         await parts.promoter.promote(sale.line)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, min_size=10, max_size=60), overtaking_allowed=st.booleans())
 async def test_the_line_keeps_its_order_and_its_units(
     parts: Parts, steps: list[Step], overtaking_allowed: bool

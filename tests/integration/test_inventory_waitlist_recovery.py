@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -116,6 +117,19 @@ async def test_a_repetition_makes_a_lost_join_durable(rig: InventoryRig, parts: 
     assert await at_rest(rig, sale_id) == ((0, 1, 0), 1)
 
 
+async def test_a_unit_that_came_back_while_somebody_was_joining_is_theirs(rig: InventoryRig, parts: LineParts) -> None:
+    sale_id, holders = await sold_out_sale(rig, 1)
+    wish = joining(sale_id, "a")
+    answer = await parts.gate.reserve(sale_id, [wish_of(wish)])
+    assert answer.in_line == {0}
+    # SQL knows of nobody in line, so the unit goes to the gate, where somebody waits.
+    assert await rig.release(holders) == [OK]
+    assert await rig.reserve([item(sale_id, "new")]) == [SOLD_OUT]
+    assert await ask(rig, [wish]) in (["waits 1"], [OK])
+    await eventually_states(rig, [wish.reservation_id], ["RESERVED"])
+    assert await at_rest(rig, sale_id) == ((0, 1, 0), 0)
+
+
 async def test_a_join_of_an_older_epoch_is_refused(rig: InventoryRig, parts: LineParts) -> None:
     sale_id, _ = await sold_out_sale(rig, 1)
     wish = wish_of(joining(sale_id, "late"))
@@ -169,6 +183,19 @@ async def test_the_reaper_completes_a_promotion_that_redis_alone_knows(rig: Inve
     await eventually_states(rig, ids_of(line), ["RESERVED", "RESERVED", "WAITING"])
     assert await at_rest(rig, sale_id) == ((0, 3, 0), 1)
     assert await promoted_in_order(rig, sale_id) == ids_of(line[:2])
+
+
+async def test_nobody_is_promoted_in_sql_before_somebody_else_who_waits(rig: InventoryRig, parts: LineParts) -> None:
+    sale_id, _, line = await half_promoted(rig, parts)
+    epoch, ids = (await parts.gate.read(sale_id)).epoch, ids_of(line)
+    late = await parts.waitlist.promote(sale_id, epoch, ids[1:2])
+    assert late is not None
+    assert (late.promoted, late.decided) == ([], [])
+    both = await parts.waitlist.promote(sale_id, epoch, ids[1::-1])
+    assert both is not None
+    assert both.promoted == ids[:2]
+    assert await parts.waitlist.promote(sale_id, epoch - 1, ids[2:]) is None
+    assert await at_rest(rig, sale_id) == ((0, 3, 0), 1)
 
 
 async def test_who_is_half_promoted_is_still_told_to_wait_and_can_leave(rig: InventoryRig, parts: LineParts) -> None:
@@ -279,7 +306,7 @@ async def test_a_process_that_dies_between_two_steps_of_the_line_loses_nothing(
     await ask(rig, line[:2])
     async with other_process(rig, tmp_path) as (other, process):
         (tmp_path / point).write_text("kill")
-        calls = {
+        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
             "inventory.granted": lambda: ask(other, line[2:]),
             "inventory.joined": lambda: ask(other, line[2:]),
             "inventory.released": lambda: other.release(holders[:1]),
