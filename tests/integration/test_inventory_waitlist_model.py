@@ -11,6 +11,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.outbox import Move
@@ -75,7 +76,9 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
             sales,
             book,
             waitlist,
-            Reserving(gate, sales, book, waitlist, proofs, changed=ignore, joined=ignore, stale=ignore),
+            Reserving(
+                gate, sales, book, waitlist, proofs, Eligibility(pool), changed=ignore, joined=ignore, stale=ignore
+            ),
             moves,
             Recalibrator(gate, sales, pool, lease_ms=5_000, in_service=ignore, metrics=metrics),
             Reaper(gate, sales, book, waitlist, grant_age_max_ms=0, changed=ignore),

@@ -24,8 +24,10 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from redis.asyncio import Redis
 
 from inventory_svc import recalibration, reservation_book
+from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
+from inventory_svc.lifecycle import Lifecycle
 from inventory_svc.reaper import Reaper
 from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
@@ -122,8 +124,9 @@ class Process:
         self.recalibrator = Recalibrator(self.gate, self.sales, pool, lease_ms=5_000, in_service=told, metrics=counts)
         self.moves = GateMoves(self.gate, self.sales, self.book, changed=told, stale=told)
         proofs = GrantProofs(self.gate)
+        eligibility = Eligibility(pool)
         self.reserving = Reserving(
-            self.gate, self.sales, self.book, self.waitlist, proofs, changed=told, joined=told, stale=told
+            self.gate, self.sales, self.book, self.waitlist, proofs, eligibility, changed=told, joined=told, stale=told
         )
         self.reaper = Reaper(self.gate, self.sales, self.book, self.waitlist, grant_age_max_ms=0, changed=told)
         self.service = InventoryServicer(
@@ -135,6 +138,9 @@ class Process:
             moves=self.moves,
             recalibrator=self.recalibrator,
             watch=StockWatch(self.gate, watchers_max=1, stale=told),
+            lifecycle=Lifecycle(self.sales, self.recalibrator),
+            eligibility=eligibility,
+            rescheduled=told,
         )
 
     async def reserve(self, wish: Wish) -> int:
