@@ -1,7 +1,7 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
 .PHONY: help install sale settle test test-slow bench soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
-        fail-parked up down restart status logs clean audit token account new-sale lint format proto
+        fail-parked up down restart status logs clean audit token operator-token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 # The commands start processes; gRPC then only complains that it cannot follow them.
@@ -90,6 +90,9 @@ user := $(if $(filter command line,$(origin USER)),$(USER))
 
 token: install  ## Print a token for a user: make token USER=alice
 	@$(python) -m bench.hand token "$(user)"
+
+operator-token: install  ## Print a token for an operator: make operator-token USER=olga
+	@$(python) -m bench.hand operator-token "$(or $(user),operator)"
 
 account: install  ## Fund a user's account: make account USER=alice EUR=100
 	@$(python) -m bench.hand account "$(user)" "$(EUR)"

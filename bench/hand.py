@@ -1,8 +1,8 @@
 """What a person needs to buy a share by hand.
 
-`python -m bench.hand token USER` prints a token and nothing else; `account USER EUR` puts money on an account;
-`new-sale [SHARES] [PRICE]` opens a sale and prints the curl lines (SHARES and PRICE may also be set in the
-environment).
+`python -m bench.hand token USER` prints a token and nothing else, `operator-token USER` that of an operator;
+`account USER EUR` puts money on an account; `new-sale [SHARES] [PRICE]` opens a sale and prints the curl lines (SHARES
+and PRICE may also be set in the environment).
 """
 
 import os
@@ -23,6 +23,7 @@ from stack import environment
 from stack.errors import StackError
 
 _USAGE = """usage: python -m bench.hand token USER
+       python -m bench.hand operator-token USER
        python -m bench.hand account USER EUR     (EUR: 0.01 to 10,000,000.00, for example 100 or 99.50)
        python -m bench.hand new-sale [SHARES] [PRICE]
 """
@@ -59,6 +60,11 @@ def _shares(text: str) -> int:
 def token(values: Mapping[str, str], user_id: str) -> str:
     """A token that is good for a day, as one line."""
     return issue(values["GATEWAY_JWT_SECRET"], _user(user_id), _DAY_S) + "\n"
+
+
+def operator_token(values: Mapping[str, str], user_id: str) -> str:
+    """A token that is good for a day, as one line, for an operator: what it does is recorded under ``user_id``."""
+    return issue(values["GATEWAY_JWT_SECRET"], _user(user_id), _DAY_S, operator=True) + "\n"
 
 
 async def account(values: Mapping[str, str], user_id: str, eur: str) -> str:
@@ -101,6 +107,8 @@ async def run(arguments: Sequence[str], load: Callable[[], Mapping[str, str]]) -
     match list(arguments):
         case ["token", user_id]:
             return token(load(), user_id)
+        case ["operator-token", user_id]:
+            return operator_token(load(), user_id)
         case ["account", user_id, eur]:
             return await account(load(), user_id, eur)
         case ["new-sale", *rest] if len(rest) <= 2:

@@ -70,14 +70,15 @@ class App:
             await self._count_and_answer(scope, protocol)
         elif await turns.enter():
             try:
-                # The last unit may have gone while it waited, and others may have come.
+                # The last unit may have gone while it waited.
                 if (
                     stock.is_sold_out_for(mark, self._now())
                     and not may_wish
                     and (stock.sole or await followed.second_look.confirms(mark))
                 ):
                     self._refuse_at_door(protocol)
-                elif self._buying.is_full:
+                elif may_wish and self._buying.is_full:
+                    # All who wait for the last unit and would wait in line come here at once when it goes.
                     self._shed_at_door(protocol, self._now())
                 else:
                     await self._count_and_answer(scope, protocol)

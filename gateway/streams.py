@@ -201,7 +201,7 @@ async def _send(viewer: _Viewer, now: float) -> None:
 def _event(stock: inventory.Stock | None) -> bytes:
     if stock is None:
         return b'event: unavailable\ndata: {"reason":"STOCK_RECALIBRATING"}\n\n'
-    head = f"id: {stock.epoch}.{stock.holder_changes}\nevent: stock\ndata: "
+    head = f"event: stock\nid: {stock.epoch}.{stock.holder_changes}\ndata: "
     return head.encode() + msgspec.json.encode(stock_json(stock)) + b"\n\n"
 
 

@@ -6,210 +6,24 @@ Meant for what the real services cannot be made to do at will: be slow, be overl
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashsale.balance.v1 import balance_service_pb2 as balance
 from flashsale.balance.v1 import balance_service_pb2_grpc as balance_grpc
-from flashsale.common.v1.error_reason_pb2 import ErrorReason
-from flashsale.common.v1.money_pb2 import Money
-from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.inventory.v1 import inventory_service_pb2_grpc as inventory_grpc
-from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as purchase_grpc
 
 from gateway.local_tokens import issue
 from gateway.process import Running, running
 from gateway.settings import Settings
-from mesh.errors import DomainError
-from mesh.identity import purchase_id
 from mesh.server import GrpcServer
+from tests.contract.gateway_services import OTHER_SALE, SALE, Balances, Inventories, Purchases, reading
+
+__all__ = ["OTHER_SALE", "SALE", "SECRET", "Harness", "Reply", "harness", "reading", "until"]
 
 SECRET = "s" * 40
-SALE = "3a6f4c1e-0d1b-4a55-8c7e-5f1f2f1d9b3a"
-OTHER_SALE = "3a6f4c1e-0d1b-4a55-8c7e-5f1f2f1d9b3b"
-WATCHED = inventory.WatchStockResponse
-
-
-class Purchases(purchase_grpc.PurchaseServiceServicer):
-    """Buys whatever comes, as ``outcome`` says, once ``open`` is set; remembers what came."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[purchase.CreatePurchaseRequest]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.outcome = purchase.CreatePurchaseOutcome(state=purchase.PURCHASE_STATE_RESERVED)
-        self.failure: DomainError | None = None
-        self.purchases: dict[str, purchase.Purchase] = {}
-        self.changed = asyncio.Condition()
-        self.watching = 0
-
-    async def BatchCreatePurchases(
-        self, request: purchase.BatchCreatePurchasesRequest, context: Any
-    ) -> purchase.BatchCreatePurchasesResponse:
-        self.batches.append(list(request.requests))
-        await self.open.wait()
-        if self.failure is not None:
-            raise self.failure
-        outcomes = []
-        for each in request.requests:
-            outcome = purchase.CreatePurchaseOutcome()
-            outcome.CopyFrom(self.outcome)
-            outcome.purchase_id = str(purchase_id(each.user_id, each.sale_id, each.request_id))
-            outcomes.append(outcome)
-        return purchase.BatchCreatePurchasesResponse(outcomes=outcomes)
-
-    def _find(self, request: Any) -> purchase.Purchase:
-        found = self.purchases.get(request.purchase_id)
-        if found is None or found.user_id != request.user_id:
-            raise DomainError(ErrorReason.ERROR_REASON_PURCHASE_NOT_FOUND)
-        return found
-
-    async def GetPurchase(self, request: Any, context: Any) -> purchase.GetPurchaseResponse:
-        return purchase.GetPurchaseResponse(purchase=self._find(request))
-
-    async def CancelPurchase(self, request: Any, context: Any) -> purchase.CancelPurchaseResponse:
-        found = self._find(request)
-        found.state = purchase.PURCHASE_STATE_CANCELLED
-        return purchase.CancelPurchaseResponse(purchase=found)
-
-    async def WatchPurchase(self, request: Any, context: Any) -> AsyncIterator[purchase.WatchPurchaseResponse]:
-        found = self._find(request)
-        self.watching += 1
-        try:
-            while True:
-                yield purchase.WatchPurchaseResponse(purchase=found)
-                if found.state >= purchase.PURCHASE_STATE_CONFIRMED:
-                    return
-                async with self.changed:
-                    await self.changed.wait()
-        finally:
-            self.watching -= 1
-
-    async def change(self, known_id: str, state: int) -> None:
-        async with self.changed:
-            self.purchases[known_id].state = state  # type: ignore[assignment]
-            self.changed.notify_all()
-
-    @property
-    def bought(self) -> list[str]:
-        """Request ids of everything that came, in order."""
-        return [each.request_id for batch in self.batches for each in batch]
-
-
-class Inventories(inventory_grpc.InventoryServiceServicer):
-    """Streams what a test pushes, the last message again every ``repeat_s``; knows the sales of ``last``."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, inventory.WatchStockResponse] = {SALE: reading(available=5)}
-        self.silent = False
-        self.repeat_s = 0.2
-        self.watches: list[str] = []
-        self.reads = 0
-        #: What GetStock says of SALE, if not the last message of the stream.
-        self.now: inventory.Stock | None = None
-        self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
-
-    def end_streams(self) -> None:
-        """Ends every stream as a service does that stops."""
-        for queue in self._queues:
-            queue.put_nowait(None)
-
-    async def push(self, message: inventory.WatchStockResponse) -> None:
-        """Sends a message on every stream of SALE; it is also the first of later streams, as a reset."""
-        first = inventory.WatchStockResponse()
-        first.CopyFrom(message)
-        first.fingerprints_reset = True
-        self.last[SALE] = first
-        for queue in self._queues:
-            queue.put_nowait(message)
-
-    async def WatchStock(self, request: Any, context: Any) -> AsyncIterator[inventory.WatchStockResponse]:
-        self.watches.append(request.sale_id)
-        if request.sale_id not in self.last:
-            raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
-        queue: asyncio.Queue[inventory.WatchStockResponse | None] = asyncio.Queue()
-        self._queues.append(queue)
-        try:
-            yield self.last[request.sale_id]
-            while True:
-                try:
-                    async with asyncio.timeout(self.repeat_s):
-                        message = await queue.get()
-                    if message is None:
-                        raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE)
-                except TimeoutError:
-                    if self.silent:
-                        continue
-                    message = inventory.WatchStockResponse()
-                    if self.last[request.sale_id].HasField("stock"):
-                        message.stock.CopyFrom(self.last[request.sale_id].stock)
-                yield message
-        finally:
-            self._queues.remove(queue)
-
-    async def GetSale(self, request: Any, context: Any) -> inventory.GetSaleResponse:
-        self.reads += 1
-        if request.sale_id not in self.last:
-            raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
-        sale = inventory.Sale(sale_id=request.sale_id, display_name="Fund", total=5, state=inventory.SALE_STATE_OPEN)
-        sale.unit_price.CopyFrom(Money(amount_minor=2500, currency_code="EUR"))
-        return inventory.GetSaleResponse(sale=sale)
-
-    async def GetStock(self, request: Any, context: Any) -> inventory.GetStockResponse:
-        self.reads += 1
-        if request.sale_id not in self.last:
-            raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
-        return inventory.GetStockResponse(stock=self.now or self.last[request.sale_id].stock)
-
-
-class Balances(balance_grpc.BalanceServiceServicer):
-    """Knows accounts in EUR: of "rich", and of any "user-12", who has 12. Answers while ``answering`` is set."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.answering = asyncio.Event()
-        self.answering.set()
-
-    async def BatchGetBalances(self, request: Any, context: Any) -> balance.BatchGetBalancesResponse:
-        self.calls.append([key.user_id for key in request.accounts])
-        await self.answering.wait()
-        found = []
-        for key in request.accounts:
-            if key.currency_code == "EUR" and (key.user_id == "rich" or key.user_id.startswith("user-")):
-                own, held = (10_000, 2_500) if key.user_id == "rich" else (int(key.user_id.removeprefix("user-")), 0)
-                found.append(
-                    balance.Account(user_id=key.user_id, currency_code="EUR", balance_minor=own, held_minor=held)
-                )
-        return balance.BatchGetBalancesResponse(accounts=found)
-
-
-def reading(
-    available: int,
-    *,
-    total: int = 5,
-    is_open: bool = True,
-    added: Sequence[int] = (),
-    removed: Sequence[int] = (),
-    reset: bool = True,
-    changes: int = 0,
-) -> inventory.WatchStockResponse:
-    """A stock message of SALE, of whose ``total`` shares ``available`` are left."""
-    stock = inventory.Stock(
-        sale_id=SALE,
-        available=available,
-        reserved=total - available,
-        sold=0,
-        total=total,
-        epoch=1,
-        open=is_open,
-        holder_changes=changes,
-    )
-    return inventory.WatchStockResponse(
-        stock=stock, fingerprints_reset=reset, fingerprints_added=added, fingerprints_removed=removed
-    )
 
 
 @dataclass
@@ -296,6 +110,11 @@ class Harness:
     async def get(self, path: str, user: str | None = None) -> Reply:
         """Reads, with a token of ``user`` if there is one."""
         return await self.request("GET", path, {"authorization": f"Bearer {issue(SECRET, user)}"} if user else {})
+
+    async def operate(self, method: str, path: str, body: bytes | None = None, *, actor: str = "olga") -> Reply:
+        """A request under /v1/operator by somebody who has the role."""
+        token = issue(SECRET, actor, operator=True)
+        return await self.request(method, f"/v1/operator/{path}", {"authorization": f"Bearer {token}"}, body)
 
     async def followed(self) -> None:
         """Waits until the gateway has a fresh reading of SALE that it knows by one authorised request."""

@@ -46,6 +46,10 @@ def _is_problem(body: bytes, status: int) -> None:
         b'{"quantity": 1e400}',
         b'{"quantity": NaN}',
         b'{"quantity": 1, "price": 0}',
+        b'{"waitlist": 1}',
+        b'{"waitlist": null}',
+        b'{"waitlist": "true"}',
+        b'{"quantity": 0, "waitlist": true}',
         b'{"quantity": 1} {"quantity": 2}',
         b"\xff\xfe\x00",
         b'{"\xff": 1}',
@@ -91,12 +95,36 @@ async def test_a_sale_id_that_is_none_is_400_on_every_route(h: Harness, sale: st
         await h.get(f"/v1/sales/{sale}/stock/stream"),
         await h.get(f"/v1/purchases/{sale}", "rich"),
         await h.request("DELETE", f"/v1/purchases/{sale}", {"authorization": f"Bearer {issue(SECRET, 'rich')}"}),
+        await h.request("POST", f"/v1/purchases/{sale}/refund", {"authorization": f"Bearer {issue(SECRET, 'rich')}"}),
+        await h.get(f"/v1/purchases/{sale}/receipt", "rich"),
+        await h.get(f"/v1/purchases?sale_id={sale}", "rich"),
+        await h.operate("POST", f"sales/{sale}/open"),
+        await h.operate("POST", f"sales/{sale}/pause"),
+        await h.operate("POST", f"sales/{sale}/close"),
+        await h.operate("POST", f"sales/{sale}/total", b'{"total":7}'),
+        await h.operate("GET", f"sales/{sale}/statement"),
+        await h.operate("GET", f"sales/{sale}/changes"),
     ):
         assert reply.status == 400
         _is_problem(reply.body, 400)
 
 
-@pytest.mark.parametrize("path", ["/", "//", "/v1", "/v1/sales", "/v1/sales/a/b/c/d/e", "/v1/purchases", "/%2e%2e/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//",
+        "/v1",
+        "/v1/nothing",
+        "/v1/sales/a/b/c/d/e",
+        f"/v1/sales/{SALE}/nothing",
+        f"/v1/purchases/{SALE}/nothing",
+        "/v1/operator",
+        "/v1/operator/nothing",
+        f"/v1/operator/sales/{SALE}",
+        f"/v1/operator/sales/{SALE}/delete",
+        "/%2e%2e/x",
+    ],
+)
 async def test_an_unknown_route_is_404(h: Harness, path: str) -> None:
     reply = await h.get(path)
     assert reply.status == 404
@@ -112,6 +140,21 @@ async def test_an_unknown_route_is_404(h: Harness, path: str) -> None:
         ("DELETE", f"/v1/sales/{SALE}", "GET"),
         ("PATCH", f"/v1/purchases/{SALE}", "GET, DELETE"),
         ("BREW", "/healthz", "GET"),
+        ("POST", "/v1/sales", "GET"),
+        ("POST", "/v1/purchases", "GET"),
+        ("GET", f"/v1/purchases/{SALE}/refund", "POST"),
+        ("POST", f"/v1/purchases/{SALE}/receipt", "GET"),
+        ("POST", "/v1/operator/overview", "GET"),
+        ("GET", f"/v1/operator/sales/{SALE}/open", "POST"),
+        ("PUT", f"/v1/operator/sales/{SALE}/pause", "POST"),
+        ("DELETE", f"/v1/operator/sales/{SALE}/close", "POST"),
+        ("GET", f"/v1/operator/sales/{SALE}/total", "POST"),
+        ("POST", f"/v1/operator/sales/{SALE}/statement", "GET"),
+        ("POST", f"/v1/operator/sales/{SALE}/changes", "GET"),
+        ("POST", "/v1/operator/dead-letters", "GET"),
+        ("GET", "/v1/operator/dead-letters/replay", "POST"),
+        ("POST", "/v1/operator/parked", "GET"),
+        ("GET", "/v1/operator/parked/replay", "POST"),
     ],
 )
 async def test_a_method_that_is_not_allowed_is_405_and_says_what_is(
@@ -120,6 +163,53 @@ async def test_a_method_that_is_not_allowed_is_405_and_says_what_is(
     reply = await h.request(method, path)
     assert (reply.status, reply.headers["allow"]) == (405, allowed)
     _is_problem(reply.body, 405)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(
+            (f"sales/{SALE}/total", body)
+            for body in (b"", b"{}", b'{"total":0}', b'{"total":-1}', b'{"total":10000001}', b'{"total":"7"}', b"[7]")
+        ),
+        *((f"sales/{SALE}/total", body) for body in (b'{"total":1.5}', b'{"total":7,"x":1}', b"\xff", b"{", b"null")),
+        *(("dead-letters/replay", body) for body in (b'{"most":0}', b'{"most":101}', b'{"most":null}', b"[]", b"{")),
+        *(
+            ("parked/replay", body)
+            for body in (b"", b"{}", b'{"purchase_ids":[]}', b'{"purchase_ids":"x"}', b'{"purchase_ids":["x"]}')
+        ),
+        ("parked/replay", b'{"purchase_ids":[' + b",".join([b'"%d"' % n for n in range(101)]) + b"]}"),
+    ],
+    ids=repr,
+)
+async def test_an_operator_s_body_that_makes_no_sense_is_400(h: Harness, path: str, body: bytes) -> None:
+    reply = await h.operate("POST", path, body)
+    assert reply.status == 400
+    _is_problem(reply.body, 400)
+
+
+async def test_an_operator_s_body_is_bounded_and_json_too(h: Harness) -> None:
+    assert (await h.operate("POST", "dead-letters/replay", b" " * 4097)).status == 413
+    token = {"authorization": f"Bearer {issue(SECRET, 'olga', operator=True)}", "content-type": "text/plain"}
+    assert (await h.request("POST", "/v1/operator/dead-letters/replay", token, b"{}")).status == 415
+
+
+@pytest.mark.parametrize("query", ["page_size=0", "page_size=1001", "page_size=x", "page_size=", "page_size=%d9%a1"])
+async def test_a_page_size_out_of_range_is_400(h: Harness, query: str) -> None:
+    for path in (f"sales/{SALE}/statement", f"sales/{SALE}/changes", "dead-letters", "parked"):
+        reply = await h.operate("GET", f"{path}?{query}")
+        assert reply.status == 400
+        assert reply.json["violations"][0]["field"] == "page_size"
+
+
+async def test_a_page_token_beyond_any_is_400(h: Harness) -> None:
+    token = "x" * 2000
+    for reply in (
+        await h.get(f"/v1/purchases?page_token={token}", "rich"),
+        await h.operate("GET", f"parked?page_token={token}"),
+    ):
+        assert reply.status == 400
+        assert reply.json["violations"][0]["field"] == "page_token"
 
 
 async def test_a_body_above_4_kb_is_413_whether_announced_or_chunked(h: Harness) -> None:
@@ -220,7 +310,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_body_harms_nobody(h: Harn
 
 
 async def test_a_body_that_does_not_come_is_408(h: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.app._BODY_S_MAX", 0.2)
+    monkeypatch.setattr("gateway.requests._BODY_S_MAX", 0.2)
     head = (
         f"POST {BUY} HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {issue(SECRET, 'rich')}\r\nidempotency-key: late\r\n"
     )

@@ -44,18 +44,17 @@ class Client:
         headers |= {"idempotency-key": key} if key else {}
         return await asyncio.to_thread(self._send, method, path, headers, body)
 
-    async def buy(self, sale: str, user: str) -> tuple[int, Any]:
-        """Buys a share, again after each 429 or 503 as told."""
+    async def buy(self, sale: str, user: str, *, waitlist: bool = False) -> tuple[int, Any]:
+        """Buys a share, or waits in line for one, again after each 429 or 503 as told."""
+        body = b'{"quantity":1,"waitlist":true}' if waitlist else b'{"quantity":1}'
         while True:
-            status, answer = await self.send(
-                "POST", f"/v1/sales/{sale}/purchases", user, f"{user}-1", b'{"quantity":1}'
-            )
+            status, answer = await self.send("POST", f"/v1/sales/{sale}/purchases", user, f"{user}-1", body)
             if status not in (429, 503):
                 return status, answer
             await asyncio.sleep(answer["retry_after_ms"] / 1000)
 
 
-async def _new_sale(stack: MeshStack, users: list[str]) -> str:
+async def new_sale(stack: MeshStack, users: list[str]) -> str:
     async with grpc.aio.insecure_channel(stack.balance_target) as channel:
         accounts = BalanceServiceStub(channel)
         keys = [balance.AccountKey(user_id=user, currency_code="EUR") for user in users]
@@ -85,7 +84,7 @@ async def test_a_unit_that_comes_back_is_sold_again_and_only_losers_are_told_it_
     run = uuid.uuid4().hex[:8]
     rich = [f"{run}-rich-{i}" for i in range(3 * SHARES)]
     no_account = f"{run}-stranger"
-    sale, client = await _new_sale(mesh_stack, rich), Client(mesh_stack)
+    sale, client = await new_sale(mesh_stack, rich), Client(mesh_stack)
 
     answers = dict(
         zip(rich, await asyncio.gather(*(client.buy(sale, user) for user in rich[: SHARES - 1])), strict=False)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from bench.hand import UsageError, cents, run
+from gateway.tokens import checker_from_secret
 
 
 def no_stack() -> Mapping[str, str]:
@@ -28,10 +29,19 @@ async def test_a_wrong_command_shows_the_usage(arguments: list[str]) -> None:
         await run(arguments, no_stack)
 
 
-@pytest.mark.parametrize("arguments", [["token", ""], ["new-sale", "0"], ["new-sale", "many"]])
+@pytest.mark.parametrize("arguments", [["token", ""], ["operator-token", ""], ["new-sale", "0"], ["new-sale", "many"]])
 async def test_a_wrong_value_is_named(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match=r"USER must|SHARES is"):
         await run(arguments, lambda: {"GATEWAY_JWT_SECRET": "s" * 32, **dict.fromkeys(_TARGETS, "127.0.0.1:9")})
 
 
 _TARGETS = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL")
+
+
+async def test_an_operator_s_token_is_asked_for_by_name() -> None:
+    secret = "s" * 32
+    checker = checker_from_secret(secret, 10)
+    for command, is_operator in (("token", False), ("operator-token", True)):
+        token = (await run([command, "olga"], lambda: {"GATEWAY_JWT_SECRET": secret})).strip()
+        caller = checker.caller(f"Bearer {token}")
+        assert (caller.user_id, caller.is_operator) == ("olga", is_operator)

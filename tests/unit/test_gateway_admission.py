@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from gateway.admission import (
     BODY_BYTES_MAX,
+    LENGTHS_WITHOUT_WISH,
     body_length,
     check_content_type,
     idempotency_key,
-    quantity_of,
+    purchase_of,
 )
 from gateway.problems import HttpError, domain_problem, http_problem
 from gateway.user_rate import UserRate
@@ -32,8 +33,32 @@ def status_of(check: Callable[[], Any]) -> int:
 
 @given(st.binary(max_size=200))
 def test_any_body_gives_a_quantity_within_range_or_400(body: bytes) -> None:
-    status = status_of(lambda: quantity_of(body))
-    assert status == 400 or (status == 200 and 1 <= quantity_of(body) <= 1000)
+    status = status_of(lambda: purchase_of(body))
+    assert status == 400 or (status == 200 and 1 <= purchase_of(body).quantity <= 1000)
+
+
+def test_a_body_says_how_many_and_whether_to_wait_in_line() -> None:
+    assert (purchase_of(b"").quantity, purchase_of(b"").waitlist) == (1, False)
+    assert (purchase_of(b"{}").quantity, purchase_of(b"{}").waitlist) == (1, False)
+    wanted = purchase_of(b'{"quantity":3,"waitlist":true}')
+    assert (wanted.quantity, wanted.waitlist) == (3, True)
+    assert not purchase_of(b'{"waitlist":false}').waitlist
+
+
+_PIECES = ["{", "}", '"waitlist"', '"waitlis\\u0074"', '"quantity"', ":", ",", "true", "false", "1", " ", "\n"]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join))
+def test_no_body_that_asks_for_the_waitlist_is_too_short_to_be_looked_at(text: str) -> None:
+    body = text.encode()
+    if status_of(lambda: purchase_of(body)) == 200 and purchase_of(body).waitlist:
+        assert str(len(body)) not in LENGTHS_WITHOUT_WISH
+
+
+def test_the_shortest_wish_is_looked_at_and_an_ordinary_purchase_is_not() -> None:
+    assert purchase_of(b'{"waitlist":true}').waitlist
+    assert str(len(b'{"waitlist":true}')) not in LENGTHS_WITHOUT_WISH
+    assert {str(len(body)) for body in (b"", b"{}", b'{"quantity":1}', b'{"quantity": 10}')} <= LENGTHS_WITHOUT_WISH
 
 
 @given(st.text(max_size=200))

@@ -15,6 +15,7 @@ def message(
     removed: list[str] | None = None,
     reset: bool = False,
     is_open: bool = True,
+    waiting: int = 0,
 ) -> WatchStockResponse:
     made = WatchStockResponse(
         fingerprints_reset=reset,
@@ -22,7 +23,8 @@ def message(
         fingerprints_removed=[fingerprint(key) for key in removed or []],
     )
     if available is not None:
-        made.stock.CopyFrom(Stock(sale_id="s", available=available, reserved=3, total=available + 3, open=is_open))
+        stock = Stock(sale_id="s", available=available, reserved=3, total=available + 3, open=is_open, waiting=waiting)
+        made.stock.CopyFrom(stock)
     return made
 
 
@@ -46,6 +48,15 @@ def test_sold_out_needs_a_fresh_open_reading_of_zero() -> None:
         "the gate is unavailable"
     )
     assert not known(message(0, reset=True), message(1)).is_sold_out_for(fingerprint("key"), 10.1), "stock is back"
+
+
+def test_while_anybody_waits_in_line_what_is_available_is_not_for_newcomers() -> None:
+    stock = known(message(2, reset=True, waiting=1, added=["waiter"]))
+    assert stock.is_sold_out_for(fingerprint("key"), 10.1)
+    assert not stock.is_sold_out_for(fingerprint("waiter"), 10.1), "who waits is told its place"
+    assert not known(message(2, reset=True, waiting=1, is_open=False)).is_sold_out_for(fingerprint("key"), 10.1)
+    stock.apply(message(2, waiting=0), 10.2)
+    assert not stock.is_sold_out_for(fingerprint("key"), 10.3), "the line is empty and units are left"
 
 
 def test_whoever_holds_a_unit_goes_on_until_it_holds_none() -> None:

@@ -18,8 +18,8 @@ class Sale:
         self.turns = StockTurns(self.stock, waiting_max=waiting_max, wait_s_max=0.5, clock=lambda: self.now)
         self.read(available, reset=True)
 
-    def read(self, available: int, *, is_open: bool = True, reset: bool = False) -> None:
-        stock = inventory.Stock(sale_id="sale", available=available, total=100, open=is_open)
+    def read(self, available: int, *, is_open: bool = True, reset: bool = False, waiting: int = 0) -> None:
+        stock = inventory.Stock(sale_id="sale", available=available, total=100, open=is_open, waiting=waiting)
         self.stock.apply(inventory.WatchStockResponse(stock=stock, fingerprints_reset=reset), self.now)
         self.turns.look_again()
 
@@ -72,11 +72,11 @@ async def test_more_units_let_more_go_on() -> None:
     await end(tasks)
 
 
-@pytest.mark.parametrize("how", ["sold out", "closed"])
+@pytest.mark.parametrize("how", ["sold out", "closed", "a line has formed"])
 async def test_nobody_is_kept_waiting_for_stock_that_has_gone(how: str) -> None:
     sale = Sale(available=3)
     tasks = await sale.enter(100)
-    sale.read(0) if how == "sold out" else sale.read(3, is_open=False)
+    sale.read(0 if how == "sold out" else 3, is_open=how != "closed", waiting=int(how == "a line has formed"))
     await settle()
     assert entered(tasks) == 100
     assert sale.turns.waiting == 0

@@ -120,6 +120,31 @@ def test_a_known_header_changes_nothing_about_claims_and_payloads() -> None:
         refused(made, "Bearer " + text)
 
 
+def test_only_a_signed_role_makes_an_operator_also_when_the_token_is_remembered() -> None:
+    made = checker(clock=time.time)
+    for _ in range(3):
+        assert made.operator("Bearer " + issue(SECRET, "olga", operator=True)) == "olga"
+        assert made.user_id("Bearer " + issue(SECRET, "olga", operator=True)) == "olga"
+        with pytest.raises(DomainError) as caught:
+            made.operator("Bearer " + issue(SECRET, "olga"))
+        assert (caught.value.reason_name, caught.value.http_status) == ("PERMISSION_DENIED", 403)
+    header, _, signature = issue(SECRET, "olga").split(".")
+    forged = issue(SECRET, "olga", operator=True).split(".")[1]
+    with pytest.raises(DomainError) as caught:
+        made.operator(f"Bearer {header}.{forged}.{signature}")
+    assert caught.value.reason_name == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize(
+    "role", ["Operator", "operators", "", None, 1, True, ["operator"], {"operator": True}], ids=str
+)
+def test_any_other_role_is_none(role: Any) -> None:
+    made = checker()
+    token = "Bearer " + signed(GOOD | {"role": role})
+    assert made.caller(token).user_id == "alice"
+    assert not made.caller(token).is_operator
+
+
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic YTpi", "Token x", "Bearer  ", "x" * 4000])
 def test_a_header_without_a_bearer_token_is_refused(header: str | None) -> None:
     refused(checker(), header)
