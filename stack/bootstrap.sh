@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the project needs: the server programs and a browser for the tests by the system's package manager, the
-# Python packages, pinned by hash, into .venv. Does nothing when all is there. Needs root or sudo only for the server programs.
+# Python packages, pinned by hash, into .venv. Does nothing when all is there. Needs root or sudo only for the first two.
 # Arguments name what else is needed: `faults` (a library that fakes clocks), `model` (the model checker), `bench` (a
 # load generator, and what is measured beside the mesh, with Python packages in .venv-peers), `screenshots` (a typeface).
 set -eu
