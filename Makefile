@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test test-slow bench soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
+.PHONY: help install sale settle test test-slow bench screenshots soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
         fail-parked up down restart status logs clean audit token operator-token account new-sale lint format proto
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
@@ -51,6 +51,10 @@ test-slow: install  ## Run the tests that wait for time-outs and restarts of bro
 bench: install  ## Measure everything beside its peers (ONLY, ROUNDS)
 	@stack/bootstrap.sh bench
 	@ONLY="$(ONLY)" ROUNDS=$(ROUNDS) $(python) -m bench
+
+screenshots: install  ## Run a small sale and take pictures of the pages into docs/images
+	@stack/bootstrap.sh screenshots
+	@$(python) -m tests.pages.screenshots
 
 soak: install  ## Sale after sale for ten minutes, and see that memory and descriptors stay flat (MINUTES)
 	@$(if $(MINUTES),MINUTES=$(MINUTES)) $(python) -m bench.soak

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what the project needs: the server programs by the system's package manager, the Python packages, pinned by
-# hash, into .venv. Does nothing when all is there. Needs root or sudo only for the server programs.
+# Installs what the project needs: the server programs and a browser for the tests by the system's package manager, the
+# Python packages, pinned by hash, into .venv. Does nothing when all is there. Needs root or sudo only for the first two.
 # Arguments name what else is needed: `faults` (a library that fakes clocks), `model` (the model checker), `bench` (a
-# load generator, and what is measured beside the mesh, with Python packages in .venv-peers).
+# load generator, and what is measured beside the mesh, with Python packages in .venv-peers), `screenshots` (a typeface).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,6 +11,14 @@ fail() { printf '%s\n' "$*" >&2; exit 1; }
 
 has_postgres() { command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; }
 has_rabbitmq() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1; }
+
+# For the tests of the pages. Chromium brings a font with it.
+has_chromium() {
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" >/dev/null 2>&1 && return
+    done
+    return 1
+}
 
 # The first Python from 3.11 on; PYTHON=... names another. The system's comes first: it was built with profile-guided
 # optimization, which one that somebody compiled by hand, or pyenv did, mostly lacks (measured: 1.6 times as slow).
@@ -30,6 +38,7 @@ command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 has_postgres || missing="$missing postgresql"
 has_rabbitmq || missing="$missing rabbitmq-server"
 command -v setpriv >/dev/null 2>&1 || missing="$missing util-linux"
+has_chromium || missing="$missing chromium"
 for wanted in "$@"; do
     case $wanted in
         faults) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing faketime" ;;
@@ -37,6 +46,7 @@ for wanted in "$@"; do
             command -v spin >/dev/null 2>&1 || missing="$missing spin"
             command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
             ;;
+        screenshots) fc-list 2>/dev/null | grep -q 'Inter:' || missing="$missing fontconfig fonts-inter" ;;
         bench)
             command -v wrk >/dev/null 2>&1 || missing="$missing wrk"
             command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"

@@ -144,3 +144,20 @@ async def test_the_page_comes_back_by_itself_after_the_gateway_was_restarted(sho
     assert len(await shop.purchases(sale, user)) == 1
     await shop.bought(sale, await shop.customer("other"))
     await person.sees("#available", re.compile("^8$"))
+
+
+async def test_a_stream_that_is_refused_is_asked_for_again(shop: Shop, visitors: Visitors) -> None:
+    """A browser itself gives up for good after an answer that is no stream."""
+    sale = await shop.sale(total=10)
+    person = await visitors.at(f"/sales/{sale}")
+    await person.sees("#stream-state", "Live")
+    await asyncio.to_thread(shop.stack.stack.stop, "inventory")
+    try:
+        await person.sees("#stream-state", "Recounting")
+        async with person.page.expect_response(lambda answer: "stream" in answer.url and answer.status == 503):
+            await asyncio.to_thread(shop.stack.stack.restart, "gateway")
+        await person.sees("#stream-state", "Reconnecting")
+    finally:
+        await asyncio.to_thread(shop.stack.stack.start, "inventory")
+    await person.sees("#stream-state", "Live")
+    await person.sees("#available", re.compile("^10$"))

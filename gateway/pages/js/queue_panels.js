@@ -10,7 +10,7 @@ import { count, duration, time } from "./format.js";
 
 /** Dead letters sent again by one press, and parked purchases by one request. */
 const LETTERS_MAX = 20;
-const PARKED_MAX = 250;
+const PARKED_MAX = 100;
 
 function figure(name) {
   const value = el("dd", { class: "num" }, "–");
