@@ -1,6 +1,7 @@
 """What happens to a sale while people wait in its line: more shares, a pause, its end."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
@@ -8,6 +9,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from bench.clients import call
 from tests.faults.faults import Fault
 from tests.faults.run import Run, Scale
+from tests.faults.server_faults import flush_redis, gate_returns
 from tests.faults.traffic import Habits
 
 #: More people wait than shares come back, so that there is a line to the end.
@@ -15,6 +17,7 @@ LONG_LINE = Scale(users=400, shares=200, spread_s=2.5, habits=Habits(wait=0.8))
 #: Shares that are added at once, and how often.
 _MORE, _TIMES = 15, 4
 _PAUSES = 3
+_WIPES = 3
 
 
 async def until_line(run: Run) -> None:
@@ -50,6 +53,15 @@ async def _closed(run: Run) -> None:
     await run.close()
 
 
+async def _wiped(run: Run) -> None:
+    """Redis forgets who waits, more than once; SQL does not, and nobody changes places."""
+    await until_line(run)
+    for _ in range(_WIPES):
+        await run.world.off(flush_redis, run.world)
+        await gate_returns(run, time.monotonic())
+    run.effects["wipes with a line"] = _WIPES
+
+
 async def raise_under_a_line(run: Run) -> None:
     """Makes the promoter work: a release serves the line by itself."""
     await until_line(run)
@@ -67,3 +79,4 @@ def faults() -> Iterator[Fault]:
     yield Fault("total raised under a line", "life", _raised, quick=True, scale=LONG_LINE)
     yield Fault("paused with a line", "life", _paused, scale=LONG_LINE)
     yield Fault("closed with a line", "life", _closed, scale=LONG_LINE)
+    yield Fault("redis wiped with a line", "life", _wiped, scale=LONG_LINE)

@@ -191,7 +191,7 @@ BUGS = (
     ),
     Bug(
         "a recalibration that forgets the line",
-        "redis wiped in settlement",
+        "redis wiped with a line",
         (
             (
                 "inventory_svc/sql/reservation_book.sql",

@@ -27,7 +27,7 @@ _BAD_S = 2.0
 _LOST_BYTES = 12_000
 
 
-async def _gate_returns(run: Run, since: float) -> None:
+async def gate_returns(run: Run, since: float) -> None:
     """Notes how long after ``since`` the gate was in service again."""
     await run.until(lambda: run.watcher.gate_served_at > since, "the gate", 30)
     took_s = run.watcher.gate_served_at - since
@@ -45,7 +45,7 @@ def _redis(do: Callable[[World], object], effect: str) -> Inject:
     async def inject(run: Run) -> None:
         await run.world.off(do, run.world)
         run.effects[effect] = 1
-        await _gate_returns(run, time.monotonic())
+        await gate_returns(run, time.monotonic())
 
     return inject
 
@@ -54,7 +54,8 @@ def _client(world: World) -> "redis.Redis":
     return redis.Redis.from_url(world.environment["REDIS_URL"])
 
 
-def _flush(world: World) -> None:
+def flush_redis(world: World) -> None:
+    """Redis forgets everything. Blocks."""
     with _client(world) as client:
         client.flushall()
 
@@ -89,7 +90,7 @@ async def _lose_the_last_second(run: Run) -> None:
         raise FaultError("no acknowledged grant was lost")
     if not remembered:
         raise FaultError("Redis forgot the sale altogether, which is another fault")
-    await _gate_returns(run, since)
+    await gate_returns(run, since)
 
 
 def _stop_and_truncate(world: World) -> None:
@@ -231,7 +232,7 @@ def faults() -> Iterator[Fault]:
     """All faults of servers."""
     yield from _both("redis killed", "redis", _redis(lambda world: world.stack.kill("redis"), "redis killed"))
     yield from _both("redis restarted", "redis", _redis(lambda world: world.stack.restart("redis"), "redis restarted"))
-    yield from _both("redis wiped", "redis", _redis(_flush, "redis wiped"))
+    yield from _both("redis wiped", "redis", _redis(flush_redis, "redis wiped"))
     yield from _both("redis a second behind", "redis", _lose_the_last_second)
     yield from _both("redis full", "redis", _redis_full)
     yield from _both("redis replaced", "redis", _redis(replace_redis, "redis replaced"))
