@@ -13,7 +13,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
-from inventory_svc.waitlist import SERVING_STATES, Line
+from inventory_svc.waitlist import SERVING_STATES, UNITS_MAX, Line
 from inventory_svc.waitlist_book import WaitlistBook
 from mesh import failpoints
 from mesh.errors import DomainError
@@ -25,6 +25,8 @@ log = get_logger(__name__)
 _ROUND_PAUSE_S = 0.02
 #: Those in line whose wait one transaction ends when the sale is closed.
 _CLOSED_AT_ONCE = 500
+#: Such transactions in a row.
+_CLOSED_PARTS = 4
 
 
 class Promoter:
@@ -73,7 +75,8 @@ class Promoter:
             except DomainError:
                 # Woken again when it is in service, or seen by the next round of all.
                 continue
-            line = await self._waitlist.line(sale_id) if stock.available and stock.waiting else None
+            has_work = stock.waiting and (stock.available or not stock.open)
+            line = await self._waitlist.line(sale_id) if has_work else None
             if line is not None:
                 await self._serve(line)
 
@@ -93,9 +96,10 @@ class Promoter:
         promoted. Raises UNAVAILABLE and STOCK_RECALIBRATING."""
         promoted = 0
         while True:
-            # Also when nothing is available: somebody may have been given units by a process that died then.
+            # The first in line also when nothing is available: somebody may have been given units by a process that
+            # died then. Where smaller requests overtake, such a one may be anywhere, and is left to the reaper.
             available = (await self._gate.read(line.sale_id)).available
-            units = available if line.overtaking_allowed else max(available, SCRIPT_ITEMS_MAX)
+            units = available if line.overtaking_allowed else UNITS_MAX
             first = await self._waitlist.first(line, units=units, most=SCRIPT_ITEMS_MAX)
             if not first:
                 return promoted
@@ -114,7 +118,12 @@ class Promoter:
                 return promoted
 
     async def close(self, sale_id: str) -> None:
-        """Ends the wait of everybody in line of a sale that is closed, a part at a time. Raises UNAVAILABLE."""
-        while moves := await self._waitlist.close_some(sale_id, _CLOSED_AT_ONCE):
+        """Ends the wait of those first in line of a sale that is closed; the others' turn comes after the other sales'.
+        Raises UNAVAILABLE."""
+        for _ in range(_CLOSED_PARTS):
+            moves = await self._waitlist.close_some(sale_id, _CLOSED_AT_ONCE)
             failpoints.hit("inventory.line_closed")
             await self._moves.follow(moves)
+            if not moves:
+                return
+        self.wake(sale_id)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 
 from inventory_svc.sale import ReservationState
 from inventory_svc.sale_book import SQL
-from inventory_svc.waitlist import SERVING_STATES, Waiter, WaitlistState, served_by
+from inventory_svc.waitlist import SERVING_STATES, UNITS_MAX, Waiter, WaitlistState, served_by
 from mesh.postgres import Connection
-
-#: Any quantity is less.
-_QUANTITY_MAX = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ async def first_in_line(
         parameters = {
             "sale_id": sale_id,
             "after_ticket": after_ticket,
-            "quantity_max": units if overtaking_allowed else _QUANTITY_MAX,
+            "quantity_max": units if overtaking_allowed else UNITS_MAX,
             "most": size,
         }
         rows = await (await conn.execute(SQL.first_in_line, parameters)).fetchall()

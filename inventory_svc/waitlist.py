@@ -7,6 +7,8 @@ from enum import StrEnum
 
 #: States of a sale in which its line moves. Also SOLD_OUT: a unit may come back at any moment.
 SERVING_STATES = frozenset({"OPEN", "SOLD_OUT"})
+#: More units than any sale has.
+UNITS_MAX = 1_000_000_000
 
 
 class WaitlistState(StrEnum):

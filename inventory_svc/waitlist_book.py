@@ -13,7 +13,7 @@ from inventory_svc.reservation_book import stored_of, wish_columns
 from inventory_svc.sale import ReservationState, Wish, reason_of_stored
 from inventory_svc.sale_book import SQL
 from inventory_svc.sale_line import end_waiting, first_in_line, lock_line_of_epoch, lock_lines
-from inventory_svc.waitlist import Line, Place, Waiter, WaitlistEntry, WaitlistState
+from inventory_svc.waitlist import UNITS_MAX, Line, Place, Waiter, WaitlistEntry, WaitlistState
 from mesh import failpoints
 from mesh.postgres import Connection, Pool, connection, in_transaction
 
@@ -95,7 +95,7 @@ class WaitlistBook:
             line = (await lock_lines(conn, [sale_id]))[sale_id]
             if line.sale_state != "CLOSED" or not line.waiting:
                 return []
-            parameters = {"sale_id": sale_id, "after_ticket": 0, "quantity_max": 1_000_000, "most": most}
+            parameters = {"sale_id": sale_id, "after_ticket": 0, "quantity_max": UNITS_MAX, "most": most}
             rows = await (await conn.execute(SQL.first_in_line, parameters)).fetchall()
             ids = [row[0] for row in rows]
             await end_waiting(conn, sale_id, line.epoch, ids, WaitlistState.CLOSED)

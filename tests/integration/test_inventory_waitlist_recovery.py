@@ -45,7 +45,7 @@ AGAIN = ErrorReason.ERROR_REASON_STOCK_RECALIBRATING
 @pytest_asyncio.fixture(scope="module")
 async def rig(servers: Servers) -> AsyncIterator[InventoryRig]:
     """A service whose promoter looks at no line by itself: what is half done is left to the reaper."""
-    changes = {"reaper_period_ms": 200, "grant_age_max_ms": 1_000, "promoter_period_ms": 60_000}
+    changes = {"reaper_period_ms": 200, "grant_age_max_ms": 2_000, "promoter_period_ms": 60_000}
     async with inventory_rig(servers, **changes) as opened:
         yield opened
 
@@ -112,9 +112,22 @@ async def test_a_repetition_makes_a_lost_join_durable(rig: InventoryRig, parts: 
     wish = joining(sale_id, "persistent")
     await parts.gate.reserve(sale_id, [wish_of(wish)])
     assert await ask(rig, [item(sale_id, "persistent")]) == ["waits 1"]
-    await asyncio.sleep(1.5)  # Beyond the age at which the reaper looks at it: it must leave it where it is.
+    await asyncio.sleep(3)  # Beyond the age at which the reaper looks at it: it must leave it where it is.
     assert await places(rig, [wish.reservation_id]) == [(1, 0)]
     assert await at_rest(rig, sale_id) == ((0, 1, 0), 1)
+
+
+async def test_a_unit_that_came_back_while_somebody_was_joining_is_theirs(rig: InventoryRig, parts: LineParts) -> None:
+    sale_id, holders = await sold_out_sale(rig, 1)
+    wish = joining(sale_id, "a")
+    answer = await parts.gate.reserve(sale_id, [wish_of(wish)])
+    assert answer.in_line == {0}
+    # SQL knows of nobody in line, so the unit goes to the gate, where somebody waits.
+    assert await rig.release(holders) == [OK]
+    assert await rig.reserve([item(sale_id, "new")]) == [SOLD_OUT]
+    assert await ask(rig, [wish]) in (["waits 1"], [OK])
+    await eventually_states(rig, [wish.reservation_id], ["RESERVED"])
+    assert await at_rest(rig, sale_id) == ((0, 1, 0), 0)
 
 
 async def test_a_join_of_an_older_epoch_is_refused(rig: InventoryRig, parts: LineParts) -> None:
@@ -155,7 +168,9 @@ async def half_promoted(rig: InventoryRig, parts: LineParts) -> tuple[str, str, 
     sale_id, holders = await sold_out_sale(rig, 3)
     large, *line = [joining(sale_id, "large", quantity=3), *(joining(sale_id, user) for user in "abc")]
     await ask(rig, [large, *line])
-    await rig.release(holders[:2])
+    # By the parts, of whose doing the service's promoter hears nothing.
+    _, released = await parts.book.release(holders[:2], revoke_sold=False)
+    await parts.moves.follow(released)
     _, moves = await parts.waitlist.leave([large.reservation_id])
     taken = await parts.gate.promote(sale_id, ids_of(line), overtaking_allowed=False)
     assert taken.reservation_ids == ids_of(line[:2])
