@@ -34,11 +34,12 @@ class Lifecycle:
     async def schedule(self, sale_id: str, times: Times, actor: str) -> Sale:
         """Sets when a sale opens and closes by itself; what is due by then is done at once. Raises SALE_NOT_FOUND and
         SALE_STATE_CONFLICT."""
-        sale = await self._sales.schedule(sale_id, times, actor)
+        await self._sales.schedule(sale_id, times, actor)
         for due in await self._sales.due():
             if due.sale_id == sale_id:
-                sale = await self.advance(due)
-        return sale
+                await self.advance(due)
+        # Read anew: another process may have made the change that was due.
+        return await self._sales.get(sale_id)
 
     async def raise_total(self, sale_id: str, total: int, actor: str) -> Sale:
         """Raises a sale's total and puts the new units on sale. Raises SALE_NOT_FOUND, SALE_STATE_CONFLICT and
