@@ -15,6 +15,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
 from mesh.errors import DomainError
 from mesh.postgres import Queries
+from purchase_svc.purchase import Wish
 from purchase_svc.purchase_book import SQL_FOLDER, Terms
 from purchase_svc.settlement_services import SettlementServices
 from purchase_svc.sweep_book import SweepBook
@@ -229,25 +230,50 @@ async def test_closing_the_sale_ends_the_line_with_its_reason(rig: LifeRig) -> N
     await rig.services.audit()
 
 
-async def test_a_joiner_whose_buyer_broke_off_is_ended_and_the_next_is_served(rig: LifeRig) -> None:
-    """Two stand before ann who have no purchase: one that is promoted, and one that still waits when it is found."""
-    await rig.services.new_sale(1)
-    await rig.services.fund(["bob", "ann"])
-    first = await rig.buy("bob")
-    left = rig.services.wishes(["gone1", "gone2"])
+async def join(rig: LifeRig, wishes: Sequence[Wish]) -> list[int]:
+    """Lets these join at the inventory alone, as a buy does first; their places."""
     items = [
         inventory_pb.ReserveItem(
             reservation_id=str(wish.purchase_id),
             sale_id=wish.sale_id,
             user_id=wish.user_id,
             request_id=wish.request_id,
-            quantity=1,
+            quantity=wish.quantity,
             join_waitlist=True,
         )
-        for wish in left
+        for wish in wishes
     ]
     answer = await rig.services.inventory.BatchReserveShares(inventory_pb.BatchReserveSharesRequest(items=items))
-    assert [(each.waiting, each.waitlist_position) for each in answer.outcomes] == [(True, 1), (True, 2)]
+    assert all(each.waiting and not each.reason for each in answer.outcomes)
+    return [each.waitlist_position for each in answer.outcomes]
+
+
+async def test_a_place_in_line_without_a_purchase_is_given_up_before_its_turn_comes(rig: LifeRig) -> None:
+    await rig.services.new_sale(1)
+    await rig.services.fund(["bob"])
+    first = await rig.buy("bob")
+    left = rig.services.wishes(["gone"])
+    assert await join(rig, left) == [1]
+    ann = await rig.buy("ann", waitlist=True)
+    assert ann.waitlist_position == 2
+    async with rig.services.worker():
+        await rig.until(first.purchase_id, "CONFIRMED")
+
+        async def is_first() -> bool:
+            return (await rig.get(ann.purchase_id)).waitlist_position == 1
+
+        await eventually(is_first, within_s=30)
+        assert await rig.finished([str(left[0].purchase_id)]) == {ABANDONED: 1}
+    assert name_of((await rig.get(ann.purchase_id)).state) == "WAITLISTED"
+
+
+async def test_a_joiner_whose_buyer_broke_off_is_ended_and_the_next_is_served(rig: LifeRig) -> None:
+    """Two stand before ann who have no purchase: one that is promoted, and one that still waits when it is found."""
+    await rig.services.new_sale(1)
+    await rig.services.fund(["bob", "ann"])
+    first = await rig.buy("bob")
+    left = rig.services.wishes(["gone1", "gone2"])
+    assert await join(rig, left) == [1, 2]
     ann = await rig.buy("ann", waitlist=True)
     assert ann.waitlist_position == 3
     await rig.cancel(first.purchase_id)
@@ -275,11 +301,7 @@ async def test_an_outcome_is_kept_for_a_purchase_that_is_about_to_be_recorded(ri
     await rig.services.fund(["ann"])
     first = await rig.buy("bob")
     (wish,) = rig.services.wishes(["ann"])
-    item = inventory_pb.ReserveItem(
-        reservation_id=str(wish.purchase_id), sale_id=wish.sale_id, user_id="ann", request_id="r1", quantity=1,
-        join_waitlist=True,
-    )  # fmt: skip
-    await rig.services.inventory.BatchReserveShares(inventory_pb.BatchReserveSharesRequest(items=[item]))
+    assert await join(rig, [wish]) == [1]
     await rig.cancel(first.purchase_id)
     async with rig.services.services() as services:
         followed = follower(rig, services)

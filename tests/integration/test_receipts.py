@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
@@ -95,6 +96,15 @@ async def test_a_parked_purchase_shows_when_and_why(rig: LifeRig) -> None:
     async with rig.services.services() as services:
         await rig.services.settlement(services, attempts_max=1).settle([key])
     await rig.services.balance_service.start()
+
+    async def balance_is_back() -> bool:
+        try:
+            await rig.receipt(purchase_id)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    await eventually(balance_is_back)
     receipt = await rig.receipt(purchase_id)
     assert told(receipt) == (["RESERVED", "SETTLING", "PARKED"], "RESERVED", "")
     assert receipt.words == words.of_state(_S.PARKED, receipt.purchase.reason)

@@ -694,7 +694,9 @@ class ReceiptHold(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last changed; absent while HELD."""
+        """When it was captured, or ended without that; absent while HELD. A REVERSED one was captured then: the steps tell
+        when it was paid back.
+        """
 
     def __init__(
         self,
