@@ -195,18 +195,20 @@ class Books:
                 return {str(name): str(value) for name, value in (fields | current).items()}
 
     async def waiting_in_gate(self) -> set[str]:
-        """Ids of the requests that wait by the gate's records, whether or not it is in service."""
-        return {key for key, record in (await self._records()).items() if record.startswith("W")}
+        """Ids of the requests that wait by the records of the gate in service. A recalibrator that died leaves records
+        of another epoch behind for a while, which nobody reads."""
+        epoch = (await self.gate()).get("epoch", "")
+        return {key for key, record in (await self._records(epoch)).items() if record.startswith("W")}
 
     async def grants_in_gate(self) -> set[str]:
-        """Ids of the reservations that the gate has a record of, whether or not it is in service."""
-        return set(await self._records())
+        """Ids of the reservations that Redis has a record of, of whatever epoch and whether or not it is in service."""
+        return set(await self._records("*"))
 
-    async def _records(self) -> dict[str, str]:
+    async def _records(self, epoch: str) -> dict[str, str]:
         async with asyncio.timeout(_READ_S_MAX):
             async with Redis.from_url(self._redis_url, decode_responses=True) as client:
                 found: dict[str, str] = {}
-                async for key in client.scan_iter(f"inventory:{{{self._sale_id}}}:grants:*"):
+                async for key in client.scan_iter(f"inventory:{{{self._sale_id}}}:grants:{epoch}"):
                     records = await client.hgetall(key)
                     found.update((str(each), str(record)) for each, record in records.items())
                 # Of a calibration without any reservation there is one field that names none.
