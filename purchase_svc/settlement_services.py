@@ -189,3 +189,16 @@ async def _ask(
         middle = len(ids) // 2
         return await _ask(what, call, ids[:middle]) | await _ask(what, call, ids[middle:])
     return dict.fromkeys(ids, Answer(failure.reason, known=False))
+
+
+@asynccontextmanager
+async def open_services(
+    settings: SettlementSettings, transport: Transport, calls: ChannelMetrics | None = None
+) -> AsyncIterator[SettlementServices]:
+    """Inventory and balance, as settlement calls them."""
+    async with AsyncExitStack() as stack:
+        inventory = open_channel(settings.inventory_target, calls, transport=transport, service="inventory")
+        stack.push_async_callback(inventory.close)
+        balance = open_channel(settings.balance_target, calls, transport=transport, service="balance")
+        stack.push_async_callback(balance.close)
+        yield SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
