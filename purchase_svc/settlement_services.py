@@ -5,7 +5,8 @@ repeated by halves, so that a single purchase that the other side cannot digest 
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance_pb
@@ -15,9 +16,13 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
+from mesh.call_metrics import ChannelMetrics
+from mesh.channels import open_channel
 from mesh.errors import DomainError, from_rpc_error, reason_name
 from mesh.logs import get_logger
+from mesh.transport import Transport
 from purchase_svc.settlement_rules import Answer, Claimed
+from purchase_svc.settlement_settings import SettlementSettings
 
 log = get_logger(__name__)
 
