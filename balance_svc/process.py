@@ -73,6 +73,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 metrics=metrics,
                 limits=Limits(settings.calls_max, CRITICAL),
                 grace_s=settings.grace_s,
+                with_reflection=settings.reflection,
             ) as server:
                 metrics.show(settings.metrics_listen)
                 await server.serving()

@@ -156,6 +156,7 @@ async def _serving(
             metrics=metrics,
             limits=Limits(settings.calls_max, CRITICAL),
             grace_s=settings.drain_s,
+            with_reflection=settings.reflection,
         ) as server:
             metrics.show(settings.metrics_listen)
             await server.serving()
