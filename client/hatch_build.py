@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PARTS = ("balance", "common", "inventory", "purchase")
 
 
-class StubsHook(BuildHookInterface):  # type: ignore[type-arg]
+class StubsHook(BuildHookInterface):  # type: ignore[misc, type-arg, unused-ignore]
     """Adds flashsale/ from ../gen in a checkout, or from beside this file in an unpacked source distribution."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from flashsale_client import reasons
 from flashsale_client.aio import AsyncClient
 from flashsale_client.connection import Tls
 from flashsale_client.errors import FlashsaleError, Refused, TryAgain
+from flashsale_client.following import state_name
 from flashsale_client.gathering import Gatherer
 from flashsale_client.policy import Policy
 from flashsale_client.sync import Client
@@ -23,4 +24,5 @@ __all__ = [
     "Wish",
     "new_request_id",
     "reasons",
+    "state_name",
 ]

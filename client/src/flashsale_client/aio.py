@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import grpc
@@ -39,7 +40,7 @@ class Method(Protocol[Request, Response]):
 
 
 class AsyncClient:
-    """Buys and reads at the services whose targets it is given; used as an async context manager, inside one event loop.
+    """Buys and reads at the services whose targets it is given; an async context manager, for use in one event loop.
 
     Every method raises a FlashsaleError, by reason: SoldOut, DeadlineExceeded ... Every call has a deadline, by default
     the policy's. A target is an address, a ``dns:///`` name or a list of replicas; without ``tls`` only on this
@@ -90,17 +91,17 @@ class AsyncClient:
             self._channels[service] = channel
         return channel
 
-    @property
+    @cached_property
     def purchases(self) -> "PurchaseServiceAsyncStub":
         """Every method of the Purchase Service, for ``call``. Raises ValueError if its target was not given."""
         return PurchaseServiceStub(self._channel(PURCHASE))
 
-    @property
+    @cached_property
     def inventory(self) -> "InventoryServiceAsyncStub":
         """Every method of the Inventory Service, for ``call``. Raises ValueError if its target was not given."""
         return InventoryServiceStub(self._channel(INVENTORY))
 
-    @property
+    @cached_property
     def balances(self) -> "BalanceServiceAsyncStub":
         """Every method of the Balance Service, for ``call``. Raises ValueError if its target was not given."""
         return BalanceServiceStub(self._channel(BALANCE))

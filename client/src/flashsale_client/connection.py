@@ -1,7 +1,8 @@
 """Where the services are, and channels to them."""
 
 import ipaddress
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,16 @@ class Tls:
     certificate: Path | None = None
     key: Path | None = None
     server_name: str = ""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Tls | None":
+        """What FLASHSALE_TLS_AUTHORITY, _CERTIFICATE, _KEY and _SERVER_NAME say; None without the first."""
+        authority, certificate, key, server_name = (
+            environ.get(f"FLASHSALE_TLS_{name}", "") for name in ("AUTHORITY", "CERTIFICATE", "KEY", "SERVER_NAME")
+        )
+        if not authority:
+            return None
+        return cls(Path(authority), Path(certificate) if certificate else None, Path(key) if key else None, server_name)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """As gRPC wants them. Raises OSError for a file that cannot be read."""

@@ -4,7 +4,7 @@ Sources: google.rpc error model (AIP-193); the reasons are those of flashsale/co
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -51,6 +51,19 @@ class FlashsaleError(Exception):
         self.retry_after_s = retry_after_s
         self.request_id = ""
         super().__init__(message or self.reason.lower().replace("_", " "))
+
+    def of_request(self, request_id: str) -> Self:
+        """The same error as that of one buy, when it was the error of several."""
+        error = type(self)(
+            str(self),
+            reason=self.reason,
+            code=self.code,
+            metadata=self.metadata,
+            violations=self.violations,
+            retry_after_s=self.retry_after_s,
+        )
+        error.request_id = request_id
+        return error
 
 
 class Refused(FlashsaleError):

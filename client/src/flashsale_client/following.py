@@ -15,12 +15,19 @@ FINAL = frozenset(
         pb.PURCHASE_STATE_REFUNDED,
     }
 )
+_PREFIX = "PURCHASE_STATE_"
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 2.0
 
 
+def state_name(purchase: pb.Purchase) -> str:
+    """The state of a purchase in a word: "RESERVED", "CONFIRMED", "FAILED" ..."""
+    known = purchase.state in pb.PurchaseState.values()
+    return pb.PurchaseState.Name(purchase.state).removeprefix(_PREFIX) if known else f"STATE_{purchase.state}"
+
+
 class Following:
-    """What has been seen of one purchase. A stream tells its present state first, so each that takes the place of a lost
-    one begins by repeating what is known, and loses nothing but states that were over by then."""
+    """What has been seen of one purchase. A stream tells the present state first: one that takes a lost one's place
+    begins by repeating what is known, and misses only states that were over by then."""
 
     def __init__(self) -> None:
         self._seen: pb.PurchaseState.ValueType = pb.PURCHASE_STATE_UNSPECIFIED

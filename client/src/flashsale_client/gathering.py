@@ -84,11 +84,10 @@ class Gatherer:
             if [answer.wish for answer in answers] != [wish for wish, _ in batch]:
                 raise RuntimeError("a batch got the answers to other wishes")
         except BaseException as error:
+            reason = error if isinstance(error, FlashsaleError) else Unavailable("the batch broke off")
             for wish, future in batch:
                 if not future.done():
-                    reason = error if isinstance(error, FlashsaleError) else Unavailable("the batch broke off")
-                    reason.request_id = wish.request_id
-                    future.set_exception(reason)
+                    future.set_exception(reason.of_request(wish.request_id))
                     # Whoever asked may be gone by now.
                     future.exception()
             if not isinstance(error, FlashsaleError):

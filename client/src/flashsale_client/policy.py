@@ -8,6 +8,7 @@ Nothing else is repeated. Both are safe: every call of the contract may be repea
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 #: Streams, which have no deadline of their own: a watch ends when its purchase does.
 _STREAMS = {
@@ -28,7 +29,7 @@ class Policy:
     watch_timeout_s: float = 120.0
     #: Tries of a call that is answered UNAVAILABLE, the first included; 1 to 5 (gRPC's limit).
     attempts_max: int = 4
-    #: Pause before the second try, of which gRPC takes a random part; each further one is twice as long, up to a second.
+    #: Pause before the second try, more or less, as gRPC has it; each further one is twice as long, up to a second.
     backoff_s: float = 0.05
     #: Failures that a channel forgives before it ceases to retry, until ten successes for each have made up for it.
     failures_max: int = 500
@@ -66,11 +67,12 @@ class Policy:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        every = {"name": [{"service": service}], "timeout": f"{self.buy_timeout_s:.3f}s"}
-        streams = {"name": [{"service": service, "method": method} for method in _STREAMS.get(service, ())]}
-        methods = [every, streams] if streams["name"] else [every]
-        if self.attempts_max > 1:
-            methods = [method | {"retryPolicy": retry} for method in methods]
+        common: dict[str, Any] = {"retryPolicy": retry} if self.attempts_max > 1 else {}
+        methods: list[dict[str, Any]] = [
+            {"name": [{"service": service}], "timeout": f"{self.buy_timeout_s:.3f}s", **common}
+        ]
+        if streams := _STREAMS.get(service):
+            methods.append({"name": [{"service": service, "method": method} for method in streams], **common})
         config = {
             "loadBalancingConfig": [{"round_robin": {}}],
             # A replica that is about to end says so, and is given no more calls.

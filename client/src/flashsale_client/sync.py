@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Protocol, Self, TypeVar
 
 import grpc
@@ -83,17 +84,17 @@ class Client:
                 self._channels[service] = channel
             return channel
 
-    @property
+    @cached_property
     def purchases(self) -> PurchaseServiceStub:
         """Every method of the Purchase Service, for ``call``. Raises ValueError if its target was not given."""
         return PurchaseServiceStub(self._channel(PURCHASE))
 
-    @property
+    @cached_property
     def inventory(self) -> InventoryServiceStub:
         """Every method of the Inventory Service, for ``call``. Raises ValueError if its target was not given."""
         return InventoryServiceStub(self._channel(INVENTORY))
 
-    @property
+    @cached_property
     def balances(self) -> BalanceServiceStub:
         """Every method of the Balance Service, for ``call``. Raises ValueError if its target was not given."""
         return BalanceServiceStub(self._channel(BALANCE))

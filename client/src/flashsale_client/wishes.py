@@ -64,8 +64,7 @@ def answer_of(wish: Wish, outcome: pb.CreatePurchaseOutcome) -> Answer:
     """What the contract's outcome says."""
     error = None
     if outcome.reason:
-        error = error_of_item(outcome.reason, outcome.retry_after_ms)
-        error.request_id = wish.request_id
+        error = error_of_item(outcome.reason, outcome.retry_after_ms).of_request(wish.request_id)
     return Answer(
         wish,
         outcome.purchase_id,
@@ -111,9 +110,8 @@ class Rounds:
     def failed(self, places: Sequence[int], error: FlashsaleError) -> None:
         """Takes in that a batch as a whole came to nothing."""
         for place in places:
-            each = type(error)(str(error), reason=error.reason, code=error.code, retry_after_s=error.retry_after_s)
-            each.request_id = self._wishes[place].request_id
-            self._answers[place] = Answer(self._wishes[place], error=each)
+            wish = self._wishes[place]
+            self._answers[place] = Answer(wish, error=error.of_request(wish.request_id))
 
     def end_round(self, left_s: float) -> float:
         """Decides what is sent again; the pause before the next round, seconds, 0 when there is none to come."""
