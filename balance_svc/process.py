@@ -10,6 +10,7 @@ from pathlib import Path
 from balance_svc import expiry
 from balance_svc.account_book import AccountBook
 from balance_svc.books_check import BooksChecker
+from balance_svc.callers import ALLOWED
 from balance_svc.hold_book import HoldBook
 from balance_svc.listings import Listings
 from balance_svc.servicer import BalanceServicer
@@ -23,6 +24,7 @@ from mesh.metrics import Metrics
 from mesh.postgres import Queries, open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.transport import PLAINTEXT, Transport, read_transport
 
 log = get_logger(__name__)
 
@@ -45,7 +47,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
     """Serves until left. Raises SettingsError for an address it cannot listen on or a database that is not migrated."""
     await migrations.require_migrated(settings.database_url, _MIGRATIONS)
     metrics = Metrics()
@@ -72,10 +74,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 [servicer.registration()],
                 metrics=metrics,
                 limits=Limits(settings.calls_max, CRITICAL),
+                transport=transport,
+                allowed=ALLOWED,
                 grace_s=settings.grace_s,
                 with_reflection=settings.reflection,
             ) as server:
-                metrics.show(settings.metrics_listen)
+                metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
                 await server.serving()
                 yield Running(server.port, tasks.crashed)
         finally:
@@ -87,7 +91,7 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("balance")
     stop = stop_signal()
-    async with running(settings) as service:
+    async with running(settings, read_transport()) as service:
         await until_stopped(stop, service.crashed)
 
 

@@ -16,6 +16,7 @@ from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceSt
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
 from mesh.errors import DomainError, from_rpc_error
+from stack.peers import open_peer_channel
 
 if TYPE_CHECKING:
     from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceAsyncStub
@@ -54,9 +55,11 @@ class Clients:
 
 @asynccontextmanager
 async def open_clients(environment: Mapping[str, str]) -> AsyncIterator[Clients]:
-    """Clients of the services named by INVENTORY_TARGET, BALANCE_TARGET and PURCHASE_TARGET."""
-    names = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET")
-    inventory, balance, purchase = (grpc.aio.insecure_channel(environment[name], options=_OPTIONS) for name in names)
+    """Clients of the services named by INVENTORY_TARGET, BALANCE_TARGET and PURCHASE_TARGET, who may do what operators,
+    the treasury and other teams' services may."""
+    inventory, balance, purchase = (
+        open_peer_channel(environment, service, options=_OPTIONS) for service in ("inventory", "balance", "purchase")
+    )
     async with inventory, balance, purchase:
         yield Clients(InventoryServiceStub(inventory), BalanceServiceStub(balance), PurchaseServiceStub(purchase))
 

@@ -12,7 +12,7 @@ from typing import Any
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -36,9 +36,11 @@ from mesh.background import Background
 from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
 from mesh.logs import configure_logs, get_logger
+from mesh.loopback import require_local
 from mesh.metrics import Metrics
 from mesh.server import stop_signal, until_stopped
 from mesh.settings import SettingsError, read_settings
+from mesh.transport import PLAINTEXT, Transport, read_transport, show_expiry
 
 log = get_logger(__name__)
 
@@ -72,7 +74,7 @@ def reserved_port(settings: Settings) -> Iterator[int]:
 
 
 class HttpServer:
-    """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive."""
+    """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive, over TLS where there is a certificate."""
 
     def __init__(self, app: App, settings: Settings, port: int) -> None:
         self._address = (settings.address[0], port)
@@ -87,6 +89,9 @@ class HttpServer:
             # One permit for each connection, for as long as it lives.
             backpressure=settings.connections_max,
             http1_settings=HTTP1Settings(header_read_timeout=_HEAD_TIMEOUT_MS, max_buffer_size=_HEAD_BYTES_MAX),
+            ssl_cert=Path(settings.tls_certificate) if settings.tls_certificate else None,
+            ssl_key=Path(settings.tls_key) if settings.tls_key else None,
+            ssl_protocol_min=SSLProtocols.tls12,
             log_level=LogLevels.error,
             # Only the level: its lines go through our own handler.
             log_dictconfig={"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}},
@@ -208,14 +213,24 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """Serves until the block is left; then drains: health says so, waits and streams end, requests under way finish."""
+async def running(settings: Settings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
+    """Serves until the block is left; then drains: health says so, waits and streams end, requests under way finish.
+
+    Raises SettingsError for an address that it cannot listen on, or may not without a certificate of its own.
+    """
+    if not settings.tls_certificate:
+        require_local("GATEWAY_LISTEN", settings.listen, allowed=transport.allow_plaintext)
     metrics = Metrics()
     calls = ChannelMetrics(metrics)
+    show_expiry(transport, metrics)
+    targets = {
+        "purchase": settings.purchase_target,
+        "inventory": settings.inventory_target,
+        "balance": settings.balance_target,
+    }
     channels = {
-        "purchase": open_channel(settings.purchase_target, calls),
-        "inventory": open_channel(settings.inventory_target, calls),
-        "balance": open_channel(settings.balance_target, calls),
+        service: open_channel(target, calls, transport=transport, service=service)
+        for service, target in targets.items()
     }
     background = Background()
     try:
@@ -233,7 +248,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             await server.start()
         try:
             log.info("serving", listen=settings.listen, port=port)
-            metrics.show(settings.metrics_listen)
+            metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
             yield Running(port, app, parts, metrics, background.crashed)
         finally:
             log.info("draining", grace_s=settings.grace_s, requests=app.in_flight)
@@ -250,7 +265,7 @@ async def serve() -> None:
     settings = read_settings(Settings, "GATEWAY_")
     configure_logs("gateway")
     stop = stop_signal()
-    async with running(settings) as gateway:
+    async with running(settings, read_transport()) as gateway:
         # What exists now lives as long as the process; a collection need not look at it again.
         gc.freeze()
         await until_stopped(stop, gateway.crashed)

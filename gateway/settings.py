@@ -17,6 +17,8 @@ class Settings:
     inventory_target: str = setting("gRPC target of the Inventory Service")
     balance_target: str = setting("gRPC target of the Balance Service")
     listen: str = setting("host:port to serve HTTP on", default="127.0.0.1:7080")
+    tls_certificate: str = setting("PEM file of the certificate shown to buyers; empty: no HTTPS", default="")
+    tls_key: str = setting("PEM file of its private key, PKCS #8", default="")
     jwt_secret: str = setting("secret of HS256 tokens, at least 32 bytes", default="", secret=True)
     jwks_file: str = setting("JSON Web Key Set with the public keys of EdDSA tokens", default="")
     tokens_cache_max: int = setting("verified tokens remembered", default=65_536, minimum=1, maximum=1_000_000)
@@ -58,6 +60,8 @@ class Settings:
             raise SettingsError("GATEWAY_JWT_SECRET, GATEWAY_JWKS_FILE: exactly one of the two must be set")
         if self.jwt_secret and len(self.jwt_secret.encode()) < _SECRET_BYTES_MIN:
             raise SettingsError(f"GATEWAY_JWT_SECRET: shorter than {_SECRET_BYTES_MIN} bytes")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise SettingsError("GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY: set both or none")
         if self.queue_min > self.queue_max:
             raise SettingsError(f"GATEWAY_QUEUE_MIN: {self.queue_min} is above GATEWAY_QUEUE_MAX ({self.queue_max})")
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from inventory_svc.callers import ALLOWED
 from inventory_svc.eligibility import Eligibility
 from inventory_svc.gate_moves import GateMoves
 from inventory_svc.grant_proofs import GrantProofs
@@ -30,6 +31,7 @@ from mesh.postgres import Pool, open_pool
 from mesh.redis_pool import open_redis
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.transport import PLAINTEXT, Transport, read_transport
 
 log = get_logger(__name__)
 
@@ -59,7 +61,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
     """Serves until left. Raises SettingsError for an address it cannot listen on or a database that is not migrated."""
     await migrations.require_migrated(settings.database_url, MIGRATIONS)
     metrics = Metrics()
@@ -67,14 +69,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         open_pool(settings.database_url, name="inventory", size=settings.sql_connections) as pool,
         open_pool(settings.database_url, name="inventory-background", size=_BACKGROUND_CONNECTIONS) as background,
         open_redis(settings.redis_url, connections_max=settings.redis_connections) as redis,
-        _serving(settings, pool, background, StockGate(redis, waiting_max=settings.waitlist_max), metrics) as service,
+        _serving(
+            settings, transport, pool, background, StockGate(redis, waiting_max=settings.waitlist_max), metrics
+        ) as service,
     ):
         yield service
 
 
 @asynccontextmanager
 async def _serving(
-    settings: Settings, pool: Pool, background: Pool, gate: StockGate, metrics: Metrics
+    settings: Settings, transport: Transport, pool: Pool, background: Pool, gate: StockGate, metrics: Metrics
 ) -> AsyncIterator[Running]:
     def in_service(sale_id: str, available: int) -> None:
         watch.hint(sale_id, available)
@@ -155,10 +159,12 @@ async def _serving(
             [servicer.registration()],
             metrics=metrics,
             limits=Limits(settings.calls_max, CRITICAL),
+            transport=transport,
+            allowed=ALLOWED,
             grace_s=settings.drain_s,
             with_reflection=settings.reflection,
         ) as server:
-            metrics.show(settings.metrics_listen)
+            metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
             await server.serving()
             try:
                 yield Running(server.port, tasks.crashed)
@@ -175,7 +181,7 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("inventory")
     stop = stop_signal()
-    async with running(settings) as service:
+    async with running(settings, read_transport()) as service:
         await until_stopped(stop, service.crashed)
 
 

@@ -6,6 +6,7 @@ import grpc
 
 from mesh.call_metrics import ChannelMetrics
 from mesh.server import MESSAGE_BYTES_MAX
+from mesh.transport import PLAINTEXT, Transport
 
 _OPTIONS = [
     # A target may list several replicas of a service. Each call goes to the next one that is connected.
@@ -31,8 +32,13 @@ _OPTIONS = [
 _ANSWER_RESERVE_S = 0.02
 
 
-def open_channel(target: str, calls: ChannelMetrics | None = None) -> grpc.aio.Channel:
+def open_channel(
+    target: str, calls: ChannelMetrics | None = None, *, transport: Transport = PLAINTEXT, service: str = ""
+) -> grpc.aio.Channel:
     """A channel to ``target``; connects at the first call. Close it when the process ends. ``calls`` counts its calls.
+
+    ``service`` is the kind of service that the other side must prove to be where ``transport`` has certificates:
+    "inventory", "balance" ... Raises SettingsError for a target beyond loopback without certificates.
 
     ``target`` is host:port, or all replicas of a service: ``ipv4:127.0.0.1:7051,127.0.0.1:7151``. Calls go to the
     connected ones in turn; a stream stays with the replica it began on. What a caller sees when one of two is lost:
@@ -49,7 +55,7 @@ def open_channel(target: str, calls: ChannelMetrics | None = None) -> grpc.aio.C
     Without any replica a call fails with UNAVAILABLE at once. gRPC's transparent retries would change none of this:
     with them as many calls failed.
     """
-    channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    channel = transport.channel(target, service, _OPTIONS)
     return channel if calls is None else calls.metered(channel, target)
 
 

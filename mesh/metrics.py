@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mesh.loopback import require_local
 from mesh.settings import SettingsError
 
 Labels = tuple[str, ...]
@@ -144,12 +145,14 @@ class Metrics:
         """Everything, as text."""
         return generate_latest(self._registry)
 
-    def show(self, listen: str) -> int:
+    def show(self, listen: str, *, allow_plaintext: bool = False) -> int:
         """Shows them at ``http://listen/metrics`` from now until the process ends; the port bound, 0 for an empty
-        ``listen``. Served by a daemon thread. Raises SettingsError for an address it cannot listen on.
+        ``listen``. Served by a daemon thread. Raises SettingsError for an address it cannot listen on, and for one
+        beyond loopback unless ``allow_plaintext``.
         """
         if not listen:
             return 0
+        require_local("metrics", listen, allowed=allow_plaintext)
         host, _, port = listen.rpartition(":")
         try:
             server, _ = start_http_server(int(port), host, self._registry)

@@ -15,11 +15,13 @@ from grpc_reflection.v1alpha import reflection
 
 from mesh import failpoints
 from mesh.call_metrics import MetricsLayer
+from mesh.callers import AllowList, CallersLayer
 from mesh.health import Health
-from mesh.interceptors import ErrorLayer, LayersInterceptor, LimitLayer, Limits
+from mesh.interceptors import ErrorLayer, Layer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
 from mesh.settings import SettingsError
+from mesh.transport import PLAINTEXT, Transport, show_expiry
 
 log = get_logger(__name__)
 
@@ -83,8 +85,21 @@ async def until_stopped(stop: asyncio.Event, crashed: "asyncio.Future[BaseExcept
         raise crashed.result()
 
 
+def callers_layers(transport: Transport, allowed: AllowList, metrics: Metrics) -> list[CallersLayer]:
+    """The check of who calls. None in the clear: nobody can prove there who he is, so only this machine can call."""
+    if transport.certificates is None:
+        return []
+    refused = metrics.counts(
+        "flashsale_callers_refused",
+        "Calls refused because the peer may not make them, by method and the kind of peer",
+        ("grpc_method", "kind"),
+    )
+    return [CallersLayer(allowed, transport.certificates.trust_domain, refused)]
+
+
 class GrpcServer:
-    """A grpc.aio server with health, reflection, error mapping, metrics and a limit of calls under way.
+    """A grpc.aio server with health, reflection, error mapping, metrics, a limit of calls under way and, where
+    ``transport`` has certificates, a check of who calls: ``allowed`` says which kinds of peers may call which methods.
 
     ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
     NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, gives whoever watches that a quarter of a
@@ -98,6 +113,8 @@ class GrpcServer:
         *,
         metrics: Metrics | None = None,
         limits: Limits | None = None,
+        transport: Transport = PLAINTEXT,
+        allowed: AllowList | None = None,
         grace_s: float = 5.0,
         with_reflection: bool = True,
     ) -> None:
@@ -116,8 +133,12 @@ class GrpcServer:
             ("kind",),
             lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
-        # The limit is inside the error mapping, so that its refusal is mapped like any other error.
-        self._interceptor = LayersInterceptor(MetricsLayer(metrics), ErrorLayer(), limit)
+        show_expiry(transport, metrics)
+        # What refuses is inside the error mapping, so that a refusal is mapped like any other error; and who may not
+        # call takes nobody's room.
+        layers: list[Layer] = [MetricsLayer(metrics), ErrorLayer(), *callers_layers(transport, allowed or {}, metrics)]
+        self._interceptor = LayersInterceptor(*layers, limit)
+        self._transport = transport
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = Health()
@@ -134,10 +155,7 @@ class GrpcServer:
         if self._with_reflection:
             known = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             reflection.enable_server_reflection((*known, reflection.SERVICE_NAME), server)
-        try:
-            self.port = server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise SettingsError(f"cannot listen on {self._listen}: {error}") from error
+        self.port = self._transport.listen(server, self._listen)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         self._server = server

@@ -19,6 +19,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from mesh import migrations
 from mesh.errors import DomainError
 from mesh.settings import SettingsError, read_settings
+from mesh.transport import read_transport
 from mesh.validation import canonical_uuid
 from purchase_svc import operations
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER
@@ -67,12 +68,13 @@ def _parser() -> argparse.ArgumentParser:
 def _work(arguments: argparse.Namespace) -> _Work:
     # The same id twice is meant once.
     ids = list(dict.fromkeys(getattr(arguments, "ids", ())))
+    transport = read_transport()
     commands: dict[str, _Work] = {
         "dead-letters": operations.show_dead_letters,
         "replay-dead-letters": partial(operations.replay_dead_letters, most=getattr(arguments, "most", 0)),
         "parked": operations.show_parked,
-        "replay-parked": partial(operations.replay_parked, ids=ids),
-        "fail-parked": partial(operations.fail_parked, ids=ids),
+        "replay-parked": partial(operations.replay_parked, ids=ids, transport=transport),
+        "fail-parked": partial(operations.fail_parked, ids=ids, transport=transport),
     }
     return commands[arguments.command]
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
-from mesh.channels import open_channel
 from mesh.errors import reason_name
 from mesh.postgres import Pool, open_pool
+from mesh.transport import PLAINTEXT, Transport
 from purchase_svc.dead_letter_box import open_dead_letters
 from purchase_svc.pacing import Pace, TokenBucket
 from purchase_svc.parked import ParkedPurchases, Verdicts
@@ -22,7 +22,7 @@ from purchase_svc.replaying import Replaying
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_publisher import SettlementPublisher
 from purchase_svc.settlement_queue import DEAD_BYTES_MAX, DEAD_LENGTH_MAX
-from purchase_svc.settlement_services import SettlementServices
+from purchase_svc.settlement_services import open_services
 from purchase_svc.settlement_settings import SettlementSettings
 
 Say = Callable[[str], None]
@@ -104,10 +104,12 @@ async def show_parked(settings: SettlementSettings, say: Say) -> bool:
     return True
 
 
-async def replay_parked(settings: SettlementSettings, say: Say, ids: Sequence[uuid.UUID]) -> bool:
+async def replay_parked(
+    settings: SettlementSettings, say: Say, ids: Sequence[uuid.UUID], transport: Transport = PLAINTEXT
+) -> bool:
     """Lets the workers try these again, or all that are PARKED now when no ids are given."""
     async with (
-        _open_parked(settings) as (parked, book),
+        _open_parked(settings, transport) as (parked, book),
         SettlementPublisher(settings.amqp_url, name=_PUBLISHER) as publisher,
     ):
         wanted = list(ids) or [each.purchase_id for each in await book.list_oldest(_REPLAYED_MAX)]
@@ -125,11 +127,13 @@ async def replay_parked(settings: SettlementSettings, say: Say, ids: Sequence[uu
     return well
 
 
-async def fail_parked(settings: SettlementSettings, say: Say, ids: Sequence[uuid.UUID]) -> bool:
+async def fail_parked(
+    settings: SettlementSettings, say: Say, ids: Sequence[uuid.UUID], transport: Transport = PLAINTEXT
+) -> bool:
     """Ends these as FAILED, each only after its hold is closed and its units are given back."""
     pace = Pace(settings.rate_per_s, settings.burst)
     done, well = 0, True
-    async with _open_parked(settings) as (parked, _):
+    async with _open_parked(settings, transport) as (parked, _):
         for some in _steps(ids, pace.batch_max):
             verdicts = await parked.fail(some)
             done += sum(not verdict for verdict in verdicts.values())
@@ -139,13 +143,12 @@ async def fail_parked(settings: SettlementSettings, say: Say, ids: Sequence[uuid
 
 
 @asynccontextmanager
-async def _open_parked(settings: SettlementSettings) -> AsyncIterator[tuple[ParkedPurchases, ParkedBook]]:
+async def _open_parked(
+    settings: SettlementSettings, transport: Transport
+) -> AsyncIterator[tuple[ParkedPurchases, ParkedBook]]:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(_open_pool(settings))
-        channels = [open_channel(target) for target in (settings.inventory_target, settings.balance_target)]
-        for channel in channels:
-            stack.push_async_callback(channel.close)
-        services = SettlementServices(*channels, timeout_s=settings.call_timeout_ms / 1000)
+        services = await stack.enter_async_context(open_services(settings, transport))
         bucket = TokenBucket(pool, Pace(settings.rate_per_s, settings.burst))
         book = ParkedBook(pool)
         yield ParkedPurchases(book, PurchaseBook(pool), SettlementBook(pool), services, bucket), book

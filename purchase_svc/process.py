@@ -18,7 +18,9 @@ from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.transport import PLAINTEXT, Transport, read_transport
 from purchase_svc.buying import Buying
+from purchase_svc.callers import ALLOWED
 from purchase_svc.history_book import HistoryBook
 from purchase_svc.operator_desk import OperatorDesk
 from purchase_svc.places import Places
@@ -53,7 +55,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
+async def running_serve(settings: ServeSettings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
     """Serves until left; then refuses new calls, ends what is under way, and queues what was bought last.
 
     Starts while RabbitMQ or the other services are away. Raises SettingsError on an unmigrated database.
@@ -68,10 +70,9 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
             open_pool(settings.database_url, name="purchase-read", size=settings.read_pool_size)
         )
         calls = ChannelMetrics(metrics)
-        channel, balance_channel = (
-            open_channel(target, calls) for target in (settings.inventory_target, settings.balance_target)
-        )
+        channel = open_channel(settings.inventory_target, calls, transport=transport, service="inventory")
         stack.push_async_callback(channel.close)
+        balance_channel = open_channel(settings.balance_target, calls, transport=transport, service="balance")
         stack.push_async_callback(balance_channel.close)
         # Connects now and without waiting, so that the first buyer need not.
         channel.get_state(try_to_connect=True)
@@ -114,6 +115,8 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
                 [servicer.registration],
                 metrics=metrics,
                 limits=Limits(settings.calls_max, CRITICAL),
+                transport=transport,
+                allowed=ALLOWED,
                 grace_s=settings.grace_s,
                 with_reflection=settings.reflection,
             )
@@ -122,7 +125,7 @@ async def running_serve(settings: ServeSettings) -> AsyncIterator[Running]:
         metrics.gauge("flashsale_purchases_unbegun", "Purchases that wait for a batch", lambda: buying.waiting)
         metrics.gauge("flashsale_purchases_unqueued", "Purchases that wait to be published", lambda: writer.waiting)
         metrics.gauge("flashsale_watches", "WatchPurchase streams", lambda: watching.watches)
-        metrics.show(settings.metrics_listen)
+        metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
         await server.serving()
         yield Running(server.port, watching, writer, tasks.crashed)
 
@@ -132,7 +135,7 @@ async def serve() -> None:
     configure_logs("purchase")
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
-    async with running_serve(settings) as running:
+    async with running_serve(settings, read_transport()) as running:
         await until_stopped(stop, running.crashed)
 
 

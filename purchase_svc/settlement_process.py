@@ -10,12 +10,12 @@ from functools import partial
 from mesh import migrations
 from mesh.background import Background
 from mesh.call_metrics import ChannelMetrics
-from mesh.channels import open_channel
 from mesh.logs import configure_logs, get_logger
 from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.transport import PLAINTEXT, Transport, read_transport
 from purchase_svc.abandoned import AbandonedSearch
 from purchase_svc.backlog import Backlog
 from purchase_svc.leased_rounds import Lease, LeasedRounds
@@ -29,7 +29,7 @@ from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_lane import Lane
 from purchase_svc.settlement_publisher import SettlementPublisher
 from purchase_svc.settlement_queue import IDS_MAX
-from purchase_svc.settlement_services import SettlementServices
+from purchase_svc.settlement_services import open_services
 from purchase_svc.settlement_settings import PREFIX, SettlementSettings
 from purchase_svc.settlement_worker import SettlementWorker
 from purchase_svc.sweep_book import SweepBook
@@ -114,18 +114,7 @@ def _new_worker(
 
 
 @asynccontextmanager
-async def _open_services(settings: SettlementSettings, metrics: Metrics) -> AsyncIterator[SettlementServices]:
-    calls = ChannelMetrics(metrics)
-    inventory, balance = open_channel(settings.inventory_target, calls), open_channel(settings.balance_target, calls)
-    try:
-        yield SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)
-    finally:
-        await inventory.close()
-        await balance.close()
-
-
-@asynccontextmanager
-async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]:
+async def running_settle(settings: SettlementSettings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
     """Settles, sweeps, follows the waitlist and refunds until left; then ends what is under way.
 
     Starts while RabbitMQ, inventory or balance are away. Raises SettingsError on an unmigrated database.
@@ -136,9 +125,9 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
     async with (
         open_pool(settings.database_url, name="settle", size=settings.pool_size) as pool,
         open_pool(settings.database_url, name="sweep", size=_SWEEP_POOL_SIZE) as sweep_pool,
-        _open_services(settings, metrics) as services,
+        open_services(settings, transport, ChannelMetrics(metrics)) as services,
         SettlementPublisher(settings.amqp_url, name="settlement retries") as publisher,
-        GrpcServer(settings.listen, [], metrics=metrics, grace_s=1.0) as server,
+        GrpcServer(settings.listen, [], metrics=metrics, transport=transport, grace_s=1.0) as server,
         AsyncExitStack() as stack,
     ):
         book, sweep_book, retry_book = SettlementBook(pool), SweepBook(sweep_pool), SettlementBook(sweep_pool)
@@ -179,7 +168,7 @@ async def running_settle(settings: SettlementSettings) -> AsyncIterator[Running]
         # The worker's own grace time ends its lanes; what is added is for leaving the broker.
         working = tasks.start(worker.run(), "worker")
         stack.push_async_callback(_end, worker.stop, working, settings.grace_s + 5.0)
-        metrics.show(settings.metrics_listen)
+        metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
         await server.serving()
         yield Running(server.port, settlement, worker, sweeper, tasks.crashed)
 
@@ -189,5 +178,5 @@ async def settle() -> None:
     configure_logs("settlement")
     settings = read_settings(SettlementSettings, PREFIX)
     stop = stop_signal()
-    async with running_settle(settings) as running:
+    async with running_settle(settings, read_transport()) as running:
         await until_stopped(stop, running.crashed)

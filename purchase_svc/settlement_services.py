@@ -5,7 +5,8 @@ repeated by halves, so that a single purchase that the other side cannot digest 
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance_pb
@@ -15,9 +16,13 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
+from mesh.call_metrics import ChannelMetrics
+from mesh.channels import open_channel
 from mesh.errors import DomainError, from_rpc_error, reason_name
 from mesh.logs import get_logger
+from mesh.transport import Transport
 from purchase_svc.settlement_rules import Answer, Claimed
+from purchase_svc.settlement_settings import SettlementSettings
 
 log = get_logger(__name__)
 
@@ -189,3 +194,16 @@ async def _ask(
         middle = len(ids) // 2
         return await _ask(what, call, ids[:middle]) | await _ask(what, call, ids[middle:])
     return dict.fromkeys(ids, Answer(failure.reason, known=False))
+
+
+@asynccontextmanager
+async def open_services(
+    settings: SettlementSettings, transport: Transport, calls: ChannelMetrics | None = None
+) -> AsyncIterator[SettlementServices]:
+    """Inventory and balance, as settlement calls them."""
+    async with AsyncExitStack() as stack:
+        inventory = open_channel(settings.inventory_target, calls, transport=transport, service="inventory")
+        stack.push_async_callback(inventory.close)
+        balance = open_channel(settings.balance_target, calls, transport=transport, service="balance")
+        stack.push_async_callback(balance.close)
+        yield SettlementServices(inventory, balance, timeout_s=settings.call_timeout_ms / 1000)

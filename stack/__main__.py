@@ -1,4 +1,4 @@
-"""The stack's commands: `python -m stack up|down|status|logs|clean|env`. The Makefile's targets call these."""
+"""The stack's commands: `python -m stack up|down|status|certs|logs|clean|env`. The Makefile's targets call these."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def _clean(folder: StackFolder) -> int:
     return 0
 
 
+def _certs(folder: StackFolder, renew: bool) -> int:
+    folder.create()
+    made = _as_started(folder).renew_certificates(every=renew)
+    if made:
+        _say(f"made certificates for {', '.join(made)}; what runs uses them within seconds")
+    else:
+        _say("every certificate is good for a month or more (RENEW=1 makes new ones), or MESH_TLS is off")
+    _say(f"they are in {folder.certificates}")
+    return 0
+
+
 def _status(folder: StackFolder) -> int:
     stack = _as_started(folder)
     if not stack.is_running():
@@ -99,6 +110,8 @@ def main() -> int:
         commands.add_parser(name, help=text)
     logs = commands.add_parser("logs", help="follow the logs of all parts, or of one")
     logs.add_argument("part", nargs="?", default="")
+    certs = commands.add_parser("certs", help="make the local authority and certificates where they are missing")
+    certs.add_argument("--renew", action="store_true", help="make every certificate anew")
     arguments = parser.parse_args()
     actions = {"up": _up, "down": _down, "status": _status, "clean": _clean, "env": _env}
     try:
@@ -107,6 +120,8 @@ def main() -> int:
             _say(note)
         if arguments.command == "logs":
             return _logs(folder, arguments.part)
+        if arguments.command == "certs":
+            return _certs(folder, arguments.renew)
         return actions[arguments.command](folder)
     except StackError as error:
         sys.stderr.write(f"{error}\n")

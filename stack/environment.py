@@ -8,6 +8,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from stack.certificates import SETTINGS as CERTIFICATE_SETTINGS
+from stack.certificates import files_of
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
 from stack.ports import Ports, metrics_of
@@ -28,6 +30,8 @@ _OWN_PREFIXES = {
 }
 # What the services have, for commands and tests. A service told of it would be restarted by changes to others.
 _ADDRESSES = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL", "GATEWAY_URLS")
+# Whether the services speak mutual TLS: on, unless this says off (for comparison).
+TLS_SWITCH = "MESH_TLS"
 _SECRET_NAMES = ("PASSWORD", "SECRET", "DATABASE_URL", "REDIS_URL", "AMQP_URL", "ADMIN_URL")
 
 
@@ -78,7 +82,19 @@ def build(
         "POSTGRES_ADMIN_URL": admin_url(ports, secrets),
         "STACK_DIR": str(folder.path),
     }
-    return computed | passed_on(settings)
+    told = passed_on(settings)
+    # As an operator. What a service process is told is its own (for_service).
+    if uses_tls(told):
+        computed |= files_of(folder.certificates, "operator").settings()
+    return computed | told
+
+
+def uses_tls(settings: Mapping[str, str]) -> bool:
+    """Whether these settings ask for mutual TLS. Raises StackError for a switch that is neither on nor off."""
+    switch = settings.get(TLS_SWITCH, "") or "on"
+    if switch not in ("on", "off"):
+        raise StackError(f"{TLS_SWITCH} is {switch!r}, but must be on or off")
+    return switch == "on"
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
@@ -86,13 +102,19 @@ def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if name.startswith(_PASSED_ON) and not name.endswith(_NOT_PASSED_ON) and name not in _ADDRESSES
+        if name.startswith(_PASSED_ON)
+        and not name.endswith(_NOT_PASSED_ON)
+        and name not in _ADDRESSES
+        and name not in CERTIFICATE_SETTINGS
     }
 
 
 def for_service(kind: str, whole: Mapping[str, str]) -> dict[str, str]:
     """The part of the environment that one kind of service process may know."""
-    return {name: value for name, value in passed_on(whole).items() if name.startswith(_OWN_PREFIXES[kind])}
+    own = {name: value for name, value in passed_on(whole).items() if name.startswith(_OWN_PREFIXES[kind])}
+    if whole.keys() >= CERTIFICATE_SETTINGS:
+        own |= files_of(StackFolder(Path(whole["STACK_DIR"])).certificates, kind).settings()
+    return own
 
 
 def masked(environment: Mapping[str, str]) -> dict[str, str]:

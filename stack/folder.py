@@ -66,6 +66,11 @@ class StackFolder:
         return self.path / "supervisord.pid"
 
     @property
+    def certificates(self) -> Path:
+        """The local authority, and the certificates and keys of every kind of peer."""
+        return self.path / "certificates"
+
+    @property
     def redis(self) -> Path:
         """Redis: configuration and data."""
         return self.path / "redis"

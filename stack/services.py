@@ -13,10 +13,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stack import binaries
+from stack.certificates import PeerFiles
 from stack.environment import for_service
 from stack.errors import NotReadyError, StackError
 from stack.folder import CHECKOUT, StackFolder, own_file
 from stack.parts import Part, Program
+from stack.peers import open_blocking_as
 from stack.ports import LOOPBACK, Ports, metrics_of
 from stack.replicas import kind_and_index
 
@@ -33,8 +35,8 @@ _PRIORITIES = {"inventory": 30, "balance": 30, "purchase": 40, "settlement": 50,
 _MIGRATION_TIMEOUT_S = 120
 
 
-def part(name: str, folder: StackFolder, ports: Ports) -> Part:
-    """Describe the service process of this name."""
+def part(name: str, folder: StackFolder, ports: Ports, operator: PeerFiles | None) -> Part:
+    """Describe the service process of this name; with the certificate of ``operator`` it is asked how it is."""
     kind, _ = kind_and_index(name)
     port = ports.port(name)
     module, verb = _COMMANDS[kind]
@@ -46,7 +48,7 @@ def part(name: str, folder: StackFolder, ports: Ports) -> Part:
         environment={"PYTHONPATH": python_path()},
         stop_wait_s=20,
     )
-    return Part(name, port, program, _check(kind, port), ready_within_s=60)
+    return Part(name, port, program, _check(kind, port, operator), ready_within_s=60)
 
 
 def write_environment(
@@ -122,13 +124,13 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
-def _check(kind: str, port: int) -> Callable[[], None]:
-    return lambda: _check_http(port) if kind == "gateway" else _check_grpc(port)
+def _check(kind: str, port: int, operator: PeerFiles | None) -> Callable[[], None]:
+    return lambda: _check_http(port) if kind == "gateway" else _check_grpc(kind, port, operator)
 
 
-def _check_grpc(port: int) -> None:
+def _check_grpc(kind: str, port: int, operator: PeerFiles | None) -> None:
     """Ask grpc.health.v1 for the server as a whole."""
-    with grpc.insecure_channel(f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+    with open_blocking_as(operator, kind, f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]

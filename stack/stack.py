@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from stack import environment, postgres_server, rabbitmq_server, redis_server, services
+from stack import certificates, environment, postgres_server, rabbitmq_server, redis_server, services
 from stack.errors import NotReadyError, StackError
 from stack.folder import StackFolder, own_file
 from stack.parts import Part
@@ -102,6 +102,7 @@ class Stack:
 
     def start_services(self) -> None:
         """Migrate the databases and start every service; restart those whose environment has changed."""
+        self.renew_certificates()
         whole = self.environment
         services.migrate(self.folder, whole)
         for name in self.service_names:
@@ -112,6 +113,15 @@ class Stack:
                 self._report(f"{name}: its settings have changed, so it is restarted")
                 self._supervisor.stop(name)
         self.start(*self.service_names)
+
+    def renew_certificates(self, *, every: bool = False) -> list[str]:
+        """Make the certificates that are missing or near their end, or every one; the identities that got one.
+
+        What runs goes over to them by itself. Nothing is made where the services speak in the clear.
+        """
+        if not environment.uses_tls(self._settings):
+            return []
+        return certificates.ensure(self.folder.certificates, renew=every)
 
     def start(self, *names: str) -> None:
         """Start parts and wait until each answers."""
@@ -254,7 +264,9 @@ class Stack:
             case "rabbitmq":
                 return rabbitmq_server.part(folder, ports, secrets)
             case _ if name in self.service_names:
-                return services.part(name, folder, ports)
+                tls = environment.uses_tls(self._settings)
+                operator = certificates.files_of(folder.certificates, "operator") if tls else None
+                return services.part(name, folder, ports, operator)
             case _:
                 raise StackError(
                     f"there is no part {name!r}: the parts are {', '.join((*SERVERS, *self.service_names))}"

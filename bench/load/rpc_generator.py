@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import grpc
 import msgspec
@@ -24,6 +25,8 @@ from bench.load.rpc_plan import RpcPlan, RpcResults
 from bench.percentiles import percentile
 from bench.seeding import CURRENCY
 from mesh.channels import open_channel
+from stack.certificates import PeerFiles
+from stack.peers import transport_as
 
 Act = Callable[[int], Awaitable[int]]
 
@@ -89,7 +92,8 @@ class Calls:
 
 async def run(plan: RpcPlan) -> RpcResults:
     """Runs a plan."""
-    async with open_channel(plan.target) as channel:
+    files = PeerFiles(**{name: Path(path) for name, path in plan.peer.items()}) if plan.peer else None
+    async with open_channel(plan.target, transport=transport_as(files), service=plan.service) as channel:
         await channel.channel_ready()
         calls = Calls(plan, channel)
         gc.collect()

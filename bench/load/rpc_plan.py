@@ -1,6 +1,14 @@
 """What the gRPC load generator is told and what it tells."""
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
+
+from stack.peers import identity_for, peer_files
 
 
 class RpcPlan(msgspec.Struct, frozen=True):
@@ -8,6 +16,10 @@ class RpcPlan(msgspec.Struct, frozen=True):
 
     target: str
     """gRPC target of the service."""
+    peer: dict[str, str]
+    """Certificate files to call with (PeerFiles' fields); empty: in the clear."""
+    service: str
+    """The kind of service at the target, which it must prove where there are certificates."""
     kind: str
     """"create": unary CreatePurchase; "batch": BatchCreatePurchases; "balance": GetBalance."""
     users: list[str]
@@ -22,6 +34,22 @@ class RpcPlan(msgspec.Struct, frozen=True):
     """How long calls are begun."""
     timeout_s: float = 5.0
     """Deadline of a call."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], kind: str, users: list[str], **rest: Any) -> RpcPlan:
+        """A plan for a stack with this environment, whose calls are made by whoever may make them."""
+        service, method = _CALLS[kind]
+        files = peer_files(environment, identity_for(method))
+        peer = {name: str(path) for name, path in dataclasses.asdict(files).items()} if files else {}
+        return cls(environment[f"{service.upper()}_TARGET"], peer, service, kind, users, **rest)
+
+
+#: Kind of a plan -> service and method that it calls.
+_CALLS = {
+    "create": ("purchase", "CreatePurchase"),
+    "batch": ("purchase", "BatchCreatePurchases"),
+    "balance": ("balance", "GetBalance"),
+}
 
 
 class RpcResults(msgspec.Struct, frozen=True):

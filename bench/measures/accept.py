@@ -47,8 +47,14 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
         processor.update({**used, "load generator": round(results.cpu_s, 2)})
         return {**answers(results, _ACCEPTED), "errors": results.errors, "shed": results.shed_429}
 
-    async def rpc(kind: str, target: str, at_once: int) -> Figures:
-        plan = RpcPlan(target, kind, users, sale_id, uuid.uuid4().hex[:8], at_once, seconds=_SECONDS)
+    async def rpc(kind: str, at_once: int, bare: str = "") -> Figures:
+        run = uuid.uuid4().hex[:8]
+        given: dict[str, Any] = {"sale_id": sale_id, "run": run, "at_once": at_once, "seconds": _SECONDS}
+        # The bare handler is measured as people would write it, without certificates.
+        if bare:
+            plan = RpcPlan(bare, {}, "", kind, users, **given)
+        else:
+            plan = RpcPlan.of(site.environment, kind, users, **given)
         results = await run_rpcs(plan)
         return {
             "per_s": results.answered / results.wall_s,
@@ -58,15 +64,15 @@ async def measure(site: Site, rounds: int, say: Say) -> dict[str, Any]:
 
     async def through_batches(_: int) -> Figures:
         await site.configure()
-        return await rpc("batch", site.environment["PURCHASE_TARGET"], 8)
+        return await rpc("batch", 8)
 
     async def through_unary(_: int) -> Figures:
-        return await rpc("create", site.environment["PURCHASE_TARGET"], _UNARY_AT_ONCE)
+        return await rpc("create", _UNARY_AT_ONCE)
 
     async def bare(_: int) -> Figures:
         await site.stop("settlement")
         async with bare_grpc() as port:
-            return await rpc("create", f"127.0.0.1:{port}", _UNARY_AT_ONCE)
+            return await rpc("create", _UNARY_AT_ONCE, f"127.0.0.1:{port}")
 
     async def peer_figures(serving: AbstractAsyncContextManager[int]) -> Figures:
         # The peers have the machine for themselves: nothing of ours is settled meanwhile.

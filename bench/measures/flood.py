@@ -72,9 +72,7 @@ async def _http(site: Site, seeded: Seeded) -> dict[str, Any]:
 
 async def _grpc(site: Site, seeded: Seeded) -> dict[str, Any]:
     users = [buyer.user_id for buyer in seeded.buyers[:_USERS]]
-    plan = RpcPlan(
-        site.environment["BALANCE_TARGET"], "balance", users, "", uuid.uuid4().hex[:8], _AT_ONCE, seconds=_SECONDS
-    )
+    plan = RpcPlan.of(site.environment, "balance", users, run=uuid.uuid4().hex[:8], at_once=_AT_ONCE, seconds=_SECONDS)
     results = await run_rpcs(plan)
     return {
         "asked_per_s": round((results.answered + sum(results.refused.values())) / results.wall_s),

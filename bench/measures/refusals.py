@@ -19,6 +19,7 @@ from bench.measures.stuck_purchases import StuckPurchases, stuck_purchases
 from bench.seeding import tokens_of
 from bench.server_figures import work_given
 from bench.site import Site
+from stack.peers import peer_files, transport_as
 
 #: How long refusals are looked at, and as long is looked at without any, seconds.
 _SECONDS = 10
@@ -128,7 +129,8 @@ async def full_queue(site: Site, sale_id: str) -> AsyncIterator[None]:
     Its Purchase Service is one that never answers; the site's own goes on beside it as always, so that the servers'
     work can be compared. Leaves the gateway with these settings. Raises LoadError when something got in after all.
     """
-    async with stuck_purchases() as (target, stuck):
+    transport = transport_as(peer_files(site.environment, "purchase"))
+    async with stuck_purchases(transport) as (target, stuck):
         await site.configure({**_FULL, "GATEWAY_PURCHASE_TARGET": target})
         tokens = tokens_of(site.secret, [f"inside-{number}" for number in range(_ROOM)])
         # They wait longer than the gateway does, and do not come back.

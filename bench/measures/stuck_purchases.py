@@ -10,6 +10,8 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
+from mesh.transport import PLAINTEXT, Transport
+
 # What the gateway's keepalive asks for; by default a server ends the connection of a client that pings so often.
 _OPTIONS = [("grpc.http2.min_ping_interval_without_data_ms", 5_000)]
 
@@ -30,13 +32,13 @@ class StuckPurchases(pb_grpc.PurchaseServiceServicer):
 
 
 @asynccontextmanager
-async def stuck_purchases() -> AsyncIterator[tuple[str, StuckPurchases]]:
+async def stuck_purchases(transport: Transport = PLAINTEXT) -> AsyncIterator[tuple[str, StuckPurchases]]:
     """Serves in this process, and is healthy by its own account; its gRPC target, and itself."""
     stuck = StuckPurchases()  # type: ignore[abstract]
     server = grpc.aio.server(options=_OPTIONS)
     pb_grpc.add_PurchaseServiceServicer_to_server(stuck, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = transport.listen(server, "127.0.0.1:0")
     await server.start()
     try:
         yield f"127.0.0.1:{port}", stuck

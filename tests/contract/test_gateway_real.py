@@ -7,7 +7,6 @@ import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.common.v1.money_pb2 import Money
@@ -15,6 +14,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from gateway.local_tokens import issue
+from stack.peers import open_peer_channel
 from tests.support.servers import MeshStack, metrics_text
 
 SHARES, PRICE = 20, 2500
@@ -55,14 +55,14 @@ class Client:
 
 
 async def new_sale(stack: MeshStack, users: list[str]) -> str:
-    async with grpc.aio.insecure_channel(stack.balance_target) as channel:
+    async with open_peer_channel(stack.environment, "balance") as channel:
         accounts = BalanceServiceStub(channel)
         keys = [balance.AccountKey(user_id=user, currency_code="EUR") for user in users]
         await accounts.BatchCreateAccounts(balance.BatchCreateAccountsRequest(accounts=keys))
         money = Money(amount_minor=4 * PRICE, currency_code="EUR")
         deposits = [balance.DepositItem(request_id=f"d-{user}", user_id=user, amount=money) for user in users]
         await accounts.BatchDeposit(balance.BatchDepositRequest(deposits=deposits))
-    async with grpc.aio.insecure_channel(stack.inventory_target) as channel:
+    async with open_peer_channel(stack.environment, "inventory") as channel:
         sales = InventoryServiceStub(channel)
         made = await sales.CreateSale(
             inventory.CreateSaleRequest(

@@ -17,6 +17,7 @@ from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceSt
 
 from bench.clients import Clients, call, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
+from stack.peers import open_peer_channel
 from tests.faults.books import Books
 from tests.faults.history import History
 from tests.faults.settled import require_closed, require_end, until_closed, until_settled
@@ -170,7 +171,7 @@ class Run:
         request = inventory.RecalibrateSaleRequest(sale_id=self.sale_id)
         addresses = self.world.environment["INVENTORY_TARGET"].removeprefix("ipv4:").split(",")
         for address in self.rng.sample(addresses, len(addresses)):
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with open_peer_channel(self.world.environment, "inventory", address) as channel:
                 try:
                     await InventoryServiceStub(channel).RecalibrateSale(request, timeout=timeout_s)
                 except grpc.aio.AioRpcError as error:

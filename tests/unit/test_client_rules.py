@@ -10,7 +10,7 @@ import pytest
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale_client import Answer, AsyncClient, Client, FlashsaleError, Policy, Refused, Tls, TryAgain, Wish, reasons
-from flashsale_client.connection import target_of
+from flashsale_client.connection import options_of, target_of
 from flashsale_client.errors import error_of_item
 from flashsale_client.following import Following
 from flashsale_client.gathering import Gatherer
@@ -21,6 +21,7 @@ from mesh.errors import _MAPPINGS, suggested_retry_ms
 
 OK = pb.CreatePurchaseOutcome(purchase_id="p", state=pb.PURCHASE_STATE_RESERVED)
 OVERLOADED = ErrorReason.ERROR_REASON_OVERLOADED
+TLS = Tls(Path("ca.pem"), Path("own.pem"), Path("key.pem"))
 SOLD_OUT = ErrorReason.ERROR_REASON_SOLD_OUT
 
 
@@ -69,13 +70,20 @@ def test_plaintext_leaves_the_machine_only_when_told_to(kind: type[AsyncClient] 
         with pytest.raises(ValueError, match="tls"):
             kind(purchase=target)
         kind(purchase=target, plaintext=True)
-        kind(purchase=target, tls=Tls(Path("ca.pem")))
+        kind(purchase=target, tls=TLS)
 
 
 def test_certificates_can_be_named_in_the_environment() -> None:
     assert Tls.from_environment({}) is None
-    named = {"FLASHSALE_TLS_AUTHORITY": "/ca.pem", "FLASHSALE_TLS_CERTIFICATE": "/own.pem", "FLASHSALE_TLS_KEY": "/k"}
-    assert Tls.from_environment(named) == Tls(Path("/ca.pem"), Path("/own.pem"), Path("/k"))
+    named = {"MESH_TLS_CA": "/ca.pem", "MESH_TLS_CERTIFICATE": "/own.pem", "MESH_TLS_KEY": "/key.pem"}
+    assert Tls.from_environment(named) == Tls(Path("/ca.pem"), Path("/own.pem"), Path("/key.pem"))
+    with pytest.raises(ValueError, match="all three"):
+        Tls.from_environment({"MESH_TLS_CA": "/ca.pem"})
+
+
+def test_a_service_must_show_a_certificate_for_its_own_name() -> None:
+    options = options_of("flashsale.purchase.v1.PurchaseService", Policy(), TLS)
+    assert ("grpc.ssl_target_name_override", "purchase.flashsale") in options
 
 
 def test_grpc_is_told_to_retry_what_is_unavailable_and_nothing_else() -> None:

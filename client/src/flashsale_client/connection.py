@@ -33,33 +33,33 @@ _OPTIONS: list[tuple[str, str | int]] = [
 
 @dataclass(frozen=True)
 class Tls:
-    """Who this client is, and whom it believes: PEM files, read when a client is made.
+    """Who this client is, and whom it believes: PEM files, read when a client connects for the first time.
 
-    The services know their callers by certificate, so ``certificate`` and ``key`` are needed wherever they ask for one.
-    ``server_name`` is the name to expect in the services' certificates where it is not the one that was connected to.
+    The services know their callers by certificate and take nobody without one, so all three are needed. A service must
+    show a certificate for its own name within the ``trust_domain``, wherever it runs: "purchase.flashsale". Renewed
+    files are used by clients made from then on.
     """
 
-    authority: Path
-    certificate: Path | None = None
-    key: Path | None = None
-    server_name: str = ""
+    authorities: Path
+    certificate: Path
+    key: Path
+    trust_domain: str = "flashsale"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Tls | None":
-        """What FLASHSALE_TLS_AUTHORITY, _CERTIFICATE, _KEY and _SERVER_NAME say; None without the first."""
-        authority, certificate, key, server_name = (
-            environ.get(f"FLASHSALE_TLS_{name}", "") for name in ("AUTHORITY", "CERTIFICATE", "KEY", "SERVER_NAME")
-        )
-        if not authority:
+        """What MESH_TLS_CA, MESH_TLS_CERTIFICATE, MESH_TLS_KEY and MESH_TLS_TRUST_DOMAIN say; None if none of the files
+        is named. Raises ValueError if only some are: a name that is missing must not mean plaintext."""
+        files = [environ.get(f"MESH_TLS_{name}", "") for name in ("CA", "CERTIFICATE", "KEY")]
+        if not any(files):
             return None
-        return cls(Path(authority), Path(certificate) if certificate else None, Path(key) if key else None, server_name)
+        if not all(files):
+            raise ValueError("MESH_TLS_CA, MESH_TLS_CERTIFICATE, MESH_TLS_KEY: set all three or none")
+        return cls(*map(Path, files), environ.get("MESH_TLS_TRUST_DOMAIN", "") or cls.trust_domain)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """As gRPC wants them. Raises OSError for a file that cannot be read."""
         return grpc.ssl_channel_credentials(
-            self.authority.read_bytes(),
-            self.key.read_bytes() if self.key else None,
-            self.certificate.read_bytes() if self.certificate else None,
+            self.authorities.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
         )
 
 
@@ -103,8 +103,9 @@ def hosts_of(target: str) -> list[str]:
 def options_of(service: str, policy: Policy, tls: Tls | None) -> list[tuple[str, str | int]]:
     """The options of a channel to a service, named in full."""
     options = [*_OPTIONS, ("grpc.service_config", policy.service_config(service))]
-    if tls and tls.server_name:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    if tls is not None:
+        kind = service.split(".")[1]
+        options.append(("grpc.ssl_target_name_override", f"{kind}.{tls.trust_domain}"))
     return options
 
 
