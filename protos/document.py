@@ -127,10 +127,12 @@ def write(files: Iterable[pb.FileDescriptorProto]) -> str:
     for file in files:
         if file.service:
             lines += _service(file, _Comments(file))
+    types: dict[str, list[str]] = {}
     for file in files:
-        types = list(_types(file, _Comments(file)))
-        if types:
-            lines += [f"## Types of {file.package}", "", *types]
+        types.setdefault(file.package, []).extend(_types(file, _Comments(file)))
+    for package, described in types.items():
+        if described:
+            lines += [f"## Types of {package}", "", *described]
     return "\n".join(lines).rstrip() + "\n"
 
 
