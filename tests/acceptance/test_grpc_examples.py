@@ -19,7 +19,9 @@ from tests.support.servers import MeshStack
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "grpc-examples.md").read_text()
 BUF = Path(sys.executable).with_name("buf")
-CALL = re.compile(r"```sh\n(?P<grpcurl>grpcurl .*?)\n(?P<buf>buf curl .*?)\n```\n\n```json\n(?P<answer>.*?)\n```", re.S)
+CALL = re.compile(
+    r"```sh\n(?P<grpcurl>grpcurl [^`]*?)\n(?P<buf>buf curl [^`]*?)\n```\n\n```json\n(?P<answer>[^`]*?)\n```"
+)
 NAME = re.compile(r"<(\w+)>")
 ADDRESSES = {
     "localhost:7051": "INVENTORY_TARGET",
