@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance_pb
@@ -14,6 +14,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
 from flashsale_client.connection import Target, Tls, options_of, require_private, target_of
+from flashsale_client.deadlines import WithDeadlines
 from flashsale_client.errors import FlashsaleError, error_of_call
 from flashsale_client.following import Following
 from flashsale_client.gathering import Gatherer
@@ -91,20 +92,26 @@ class AsyncClient:
             self._channels[service] = channel
         return channel
 
+    def _bounded(self, service: str) -> grpc.aio.Channel:
+        channel = self._channel(service)
+        bounded = WithDeadlines(channel, timeout_s=self.policy.timeout_s, stream_s=self.policy.watch_timeout_s)
+        # Not derived from the class: that would mean to pass on by hand what no stub uses.
+        return cast("grpc.aio.Channel", bounded)
+
     @cached_property
     def purchases(self) -> "PurchaseServiceAsyncStub":
         """Every method of the Purchase Service, for ``call``. Raises ValueError if its target was not given."""
-        return PurchaseServiceStub(self._channel(PURCHASE))
+        return PurchaseServiceStub(self._bounded(PURCHASE))
 
     @cached_property
     def inventory(self) -> "InventoryServiceAsyncStub":
         """Every method of the Inventory Service, for ``call``. Raises ValueError if its target was not given."""
-        return InventoryServiceStub(self._channel(INVENTORY))
+        return InventoryServiceStub(self._bounded(INVENTORY))
 
     @cached_property
     def balances(self) -> "BalanceServiceAsyncStub":
         """Every method of the Balance Service, for ``call``. Raises ValueError if its target was not given."""
-        return BalanceServiceStub(self._channel(BALANCE))
+        return BalanceServiceStub(self._bounded(BALANCE))
 
     async def call(
         self, method: Method[Request, Response], request: Request, *, timeout_s: float | None = None

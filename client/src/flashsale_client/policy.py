@@ -10,11 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-#: Streams, which have no deadline of their own: a watch ends when its purchase does.
-_STREAMS = {
-    "flashsale.purchase.v1.PurchaseService": ["WatchPurchase"],
-    "flashsale.inventory.v1.InventoryService": ["WatchStock"],
-}
+#: Below it a pause can come out at 0 ms, and then gRPC never makes the next try: the call hangs, past its deadline too
+#: (seen with grpcio 1.82.3; a timer without delay has no handle, and its retry filter takes that for a cancelled one).
+_BACKOFF_S_MIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Policy:
             "timeout_s": (0.001, 3_600.0),
             "buy_timeout_s": (0.001, 3_600.0),
             "watch_timeout_s": (0.001, 86_400.0),
-            "backoff_s": (0.001, 1.0),
+            "backoff_s": (_BACKOFF_S_MIN, 1.0),
         }
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
@@ -67,17 +65,14 @@ class Policy:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        common: dict[str, Any] = {"retryPolicy": retry} if self.attempts_max > 1 else {}
-        methods: list[dict[str, Any]] = [
-            {"name": [{"service": service}], "timeout": f"{self.buy_timeout_s:.3f}s", **common}
-        ]
-        if streams := _STREAMS.get(service):
-            methods.append({"name": [{"service": service, "method": method} for method in streams], **common})
+        every: dict[str, Any] = {"name": [{"service": service}]}
+        if self.attempts_max > 1:
+            every["retryPolicy"] = retry
         config = {
             "loadBalancingConfig": [{"round_robin": {}}],
             # A replica that is about to end says so, and is given no more calls.
             "healthCheckConfig": {"serviceName": service},
-            "methodConfig": methods,
+            "methodConfig": [every],
             # gRPC retries while more than half of the tokens are left; each failure takes one.
             "retryThrottling": {"maxTokens": 2 * self.failures_max, "tokenRatio": 0.1},
         }

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, cast
 
 import grpc
 from flashsale.balance.v1 import balance_service_pb2 as balance_pb
@@ -15,6 +15,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
 from flashsale_client.connection import Target, Tls, options_of, require_private, target_of
+from flashsale_client.deadlines import WithDeadlines
 from flashsale_client.errors import FlashsaleError, error_of_call
 from flashsale_client.following import Following
 from flashsale_client.policy import Policy
@@ -84,20 +85,26 @@ class Client:
                 self._channels[service] = channel
             return channel
 
+    def _bounded(self, service: str) -> grpc.Channel:
+        channel = self._channel(service)
+        bounded = WithDeadlines(channel, timeout_s=self.policy.timeout_s, stream_s=self.policy.watch_timeout_s)
+        # Not derived from the class: that would mean to pass on by hand what no stub uses.
+        return cast("grpc.Channel", bounded)
+
     @cached_property
     def purchases(self) -> PurchaseServiceStub:
         """Every method of the Purchase Service, for ``call``. Raises ValueError if its target was not given."""
-        return PurchaseServiceStub(self._channel(PURCHASE))
+        return PurchaseServiceStub(self._bounded(PURCHASE))
 
     @cached_property
     def inventory(self) -> InventoryServiceStub:
         """Every method of the Inventory Service, for ``call``. Raises ValueError if its target was not given."""
-        return InventoryServiceStub(self._channel(INVENTORY))
+        return InventoryServiceStub(self._bounded(INVENTORY))
 
     @cached_property
     def balances(self) -> BalanceServiceStub:
         """Every method of the Balance Service, for ``call``. Raises ValueError if its target was not given."""
-        return BalanceServiceStub(self._channel(BALANCE))
+        return BalanceServiceStub(self._bounded(BALANCE))
 
     def call(self, method: Method[Request, Response], request: Request, *, timeout_s: float | None = None) -> Response:
         """Calls a unary method by the policy: within ``timeout_s`` seconds, again where it was told to come again."""
