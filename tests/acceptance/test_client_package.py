@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
-from flashsale_client import Answer, AsyncClient, Client, Policy, Tls, Wish, reasons, state_name
+from flashsale_client import Answer, AsyncClient, Client, FlashsaleError, Policy, Tls, Wish, reasons, state_name
 
 from bench.clients import Clients, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
@@ -144,7 +144,7 @@ class Traffic:
                 await self.client.purchase(purchase.purchase_id, user)
                 self.answered.append(time.monotonic())
                 self.answers.append(Answer(Wish(self.sale_id, user), purchase.purchase_id))
-            except reasons.FlashsaleError as error:
+            except FlashsaleError as error:
                 self.failures.append(error)
                 await asyncio.sleep(0.001)
 

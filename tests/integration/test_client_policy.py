@@ -11,7 +11,7 @@ import pytest
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
-from flashsale_client import AsyncClient, Client, Policy, Wish, reasons, state_name
+from flashsale_client import AsyncClient, Client, FlashsaleError, Policy, Wish, reasons, state_name
 
 from mesh.errors import DomainError
 from mesh.server import GrpcServer
@@ -124,7 +124,7 @@ async def test_a_busy_service_that_does_not_say_when_is_not_asked_again() -> Non
 async def test_what_is_decided_or_broken_is_not_sent_again(reason: str) -> None:
     async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
         servicer.always = DomainError(ErrorReason.Value(f"ERROR_REASON_{reason}"), metadata={"sale_id": "s"})
-        with pytest.raises(reasons.FlashsaleError) as caught:
+        with pytest.raises(FlashsaleError) as caught:
             await client.buy("s", "u")
         assert (caught.value.reason, caught.value.metadata) == (reason, {"sale_id": "s"})
         assert len(servicer.calls) == 1
@@ -252,7 +252,7 @@ async def test_nobody_is_sent_to_a_replica_that_is_about_to_end() -> None:
                 while not done.is_set():
                     try:
                         await client.purchase("p")
-                    except reasons.FlashsaleError as error:
+                    except FlashsaleError as error:
                         failures.append(error)
 
             callers = [asyncio.create_task(call_on()) for _ in range(8)]

@@ -102,7 +102,7 @@ def test_grpc_is_told_to_retry_what_is_unavailable_and_nothing_else() -> None:
 )
 def test_a_policy_without_bounds_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Policy(**wrong)  # type: ignore[arg-type]
+        Policy(**wrong)
 
 
 def test_only_what_is_told_to_come_again_does_and_not_for_ever() -> None:

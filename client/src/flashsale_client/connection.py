@@ -54,7 +54,8 @@ class Tls:
             return None
         if not all(files):
             raise ValueError("MESH_TLS_CA, MESH_TLS_CERTIFICATE, MESH_TLS_KEY: set all three or none")
-        return cls(*map(Path, files), environ.get("MESH_TLS_TRUST_DOMAIN", "") or cls.trust_domain)
+        authorities, certificate, key = map(Path, files)
+        return cls(authorities, certificate, key, environ.get("MESH_TLS_TRUST_DOMAIN", "") or cls.trust_domain)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """As gRPC wants them. Raises OSError for a file that cannot be read."""

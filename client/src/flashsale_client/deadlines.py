@@ -1,7 +1,7 @@
 """Deadlines for calls that are given none, also those that go past everything else the client does.
 
-A service config has a timeout too, but gRPC does not tell the service of it (seen with grpcio 1.82.3), which would go on
-working for nobody.
+A service config has a timeout too, but gRPC does not tell the service of it (seen with grpcio 1.82.3), which would work
+on for nobody.
 """
 
 from typing import Any
