@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as pb
@@ -59,22 +59,35 @@ def _short(type_name: str) -> str:
     return type_name.rpartition(".")[2]
 
 
-def _type(field: pb.FieldDescriptorProto) -> str:
+def _type(field: pb.FieldDescriptorProto, of_calls: Mapping[str, str]) -> str:
     if field.type_name:
         short = _short(field.type_name)
         known = field.type_name.startswith(".flashsale.")
-        text = f"[{short}](#{short.lower()})" if known else field.type_name.removeprefix(".")
+        anchor = of_calls.get(short, short).lower()
+        text = f"[{short}](#{anchor})" if known else field.type_name.removeprefix(".")
     else:
         text = pb.FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
     return f"repeated {text}" if field.label == pb.FieldDescriptorProto.LABEL_REPEATED else text
 
 
-def _fields(message: pb.DescriptorProto, comments: _Comments, path: tuple[int, ...]) -> Iterator[str]:
+def _of_calls(file: pb.FileDescriptorProto) -> dict[str, str]:
+    """The messages that are told of with their calls, and these calls."""
+    return {
+        _short(name): method.name
+        for service in file.service
+        for method in service.method
+        for name in (method.input_type, method.output_type)
+    }
+
+
+def _fields(file: pb.FileDescriptorProto, comments: _Comments, number: int) -> Iterator[str]:
+    message = file.message_type[number]
     if not message.field:
         return
     yield from ("| field | type | |", "|---|---|---|")
-    for number, field in enumerate(message.field):
-        yield f"| `{field.name}` | {_type(field)} | {comments.cell(*path, _FIELD, number)} |"
+    of_calls = _of_calls(file)
+    for place, field in enumerate(message.field):
+        yield f"| `{field.name}` | {_type(field, of_calls)} | {comments.cell(_MESSAGE, number, _FIELD, place)} |"
     yield ""
 
 
@@ -93,25 +106,16 @@ def _service(file: pb.FileDescriptorProto, comments: _Comments) -> Iterator[str]
                 at = messages[type_name]
                 if lead:
                     yield from (f"{lead}`{_short(type_name)}`.", "")
-                yield from _fields(file.message_type[at], comments, (_MESSAGE, at))
-
-
-def _named(file: pb.FileDescriptorProto) -> set[str]:
-    """Messages that are told of with their calls."""
-    return {
-        _short(name)
-        for service in file.service
-        for method in service.method
-        for name in (method.input_type, method.output_type)
-    }
+                yield from _fields(file, comments, at)
 
 
 def _types(file: pb.FileDescriptorProto, comments: _Comments) -> Iterator[str]:
+    of_calls = _of_calls(file)
     for number, message in enumerate(file.message_type):
-        if message.name in _named(file):
+        if message.name in of_calls:
             continue
         yield from (f"### {message.name}", "", *comments.lines(_MESSAGE, number), "")
-        yield from _fields(message, comments, (_MESSAGE, number))
+        yield from _fields(file, comments, number)
     for number, enum in enumerate(file.enum_type):
         yield from (f"### {enum.name}", "", *comments.lines(_ENUM, number), "")
         yield from ("| value | number | |", "|---|---|---|")
