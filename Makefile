@@ -1,7 +1,7 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
 .PHONY: help install sale settle test test-slow bench screenshots soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
-        fail-parked up down restart status logs clean audit token operator-token account new-sale lint format proto \
+        fail-parked up down restart status certs logs clean audit token operator-token account new-sale lint format proto \
         release-proto client
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
@@ -19,6 +19,7 @@ REFUND ?= 0
 RATE   ?= 500
 BURST  ?= 100
 PART   ?=
+RENEW  ?=
 # Settings of `make bench`: of each contestant so many rounds.
 ROUNDS ?=
 # Settings of `make soak`.
@@ -83,6 +84,9 @@ restart: down up  ## Stop and start everything
 
 status: install  ## Show what runs and whether it answers
 	@$(python) -m stack status
+
+certs: install  ## Make the local authority and the services' certificates where missing or near their end (RENEW=1: all)
+	@$(python) -m stack certs $(if $(RENEW),--renew)
 
 logs: install  ## Follow the logs (PART=gateway: of one part)
 	@$(python) -m stack logs $(PART)

@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from bench.load.process import LoadError
-from bench.measures import accept, burst, flood, growth, overload, refuse, settle
+from bench.measures import accept, burst, flood, growth, mtls, overload, refuse, settle
 from bench.peers.running import PeerError
 from bench.picture import draw
 from bench.reach import lines
@@ -25,7 +25,7 @@ from mesh.errors import DomainError
 
 REPORT = Path(__file__).resolve().parents[1] / "reports" / "bench.json"
 PICTURE = REPORT.with_suffix(".png")
-MEASURES = (burst, refuse, accept, settle, flood, overload, growth)
+MEASURES = (burst, refuse, accept, mtls, settle, flood, overload, growth)
 _ROUNDS = 5
 
 

@@ -26,6 +26,12 @@ GOALS = (
     Goal("servers' work for 1,000 refused", ("refuse", "ratios", "servers' work / 1,000 refused"), 1.0, 0.5, most=True),
     Goal("unary CreatePurchase / bare grpc.aio", ("accept", "ratios", "grpc unary / bare grpc unary"), 0.5, 0.8),
     Goal("BatchCreatePurchases / accept through HTTP", ("accept", "ratios", "grpc batches / http"), 1.2, 2.0),
+    Goal(
+        "batches with mutual TLS / in the clear",
+        ("mtls", "ratios", "batches with mutual tls / in the clear"),
+        0.85,
+        0.95,
+    ),
     Goal("settle / pgbench, a hold each, 16 clients", ("settle", "ratios", "settle / pgbench 16 clients"), 1.0, 2.0),
     Goal(
         "settlement's pace under a flood of reads", ("flood", "ratios", "settlement under flood / asked for"), 0.95, 1.0

@@ -27,9 +27,11 @@ class Site:
         """By which the gateway checks tokens."""
         return self.environment["GATEWAY_JWT_SECRET"]
 
-    async def configure(self, changes: Mapping[str, str] | None = None, replicas: Replicas | None = None) -> None:
+    async def configure(
+        self, changes: Mapping[str, str] | None = None, replicas: Replicas | None = None
+    ) -> Mapping[str, str]:
         """Lets the services run with these settings over their defaults, as many of each kind as said (by default as
-        many as the site has); restarts only those whom a change concerns."""
+        many as the site has); restarts only those whom a change concerns. The environment as it is now."""
         folder, before = self.stack.folder, self.environment
         replicas = replicas or Replicas.from_environment(before)
         changed = Stack(
@@ -40,6 +42,7 @@ class Site:
         )
         await asyncio.to_thread(changed.start_services)
         await self.stop(*(name for name in self.stack.service_names if name not in replicas.names()))
+        return changed.environment
 
     async def stop(self, *names: str) -> None:
         """Stops services, until ``configure`` starts them again."""

@@ -219,7 +219,7 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
     Raises SettingsError for an address that it cannot listen on, or may not without a certificate of its own.
     """
     if not settings.tls_certificate:
-        require_local("GATEWAY_LISTEN", settings.listen, allowed=transport.allow_plaintext)
+        require_local("GATEWAY_LISTEN", "{}:{}".format(*settings.address), allowed=transport.allow_plaintext)
     metrics = Metrics()
     calls = ChannelMetrics(metrics)
     show_expiry(transport, metrics)

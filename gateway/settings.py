@@ -17,10 +17,10 @@ class Settings:
     inventory_target: str = setting("gRPC target of the Inventory Service")
     balance_target: str = setting("gRPC target of the Balance Service")
     listen: str = setting("host:port to serve HTTP on", default="127.0.0.1:7080")
-    tls_certificate: str = setting("PEM file of the certificate shown to buyers; empty: no HTTPS", default="")
-    tls_key: str = setting("PEM file of its private key, PKCS #8", default="")
     jwt_secret: str = setting("secret of HS256 tokens, at least 32 bytes", default="", secret=True)
     jwks_file: str = setting("JSON Web Key Set with the public keys of EdDSA tokens", default="")
+    tls_certificate: str = setting("PEM file of the certificate shown to buyers; empty: no HTTPS", default="")
+    tls_key: str = setting("PEM file of its private key, PKCS #8", default="")
     tokens_cache_max: int = setting("verified tokens remembered", default=65_536, minimum=1, maximum=1_000_000)
 
     batch_max: int = setting("most purchases of one call", default=250, minimum=1, maximum=1000)

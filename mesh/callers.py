@@ -70,12 +70,12 @@ class CallersLayer:
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
         if handler.unary_stream is not None:
-            stream, clock = handler.unary_stream, self._now
+            stream = handler.unary_stream
 
             async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
                 caller = require(name, context)
                 async for response in stream(request, context):  # type: ignore[attr-defined]
-                    if clock() >= caller.expires_at:
+                    if self._now() >= caller.expires_at:
                         raise self._expired(name, caller.identity)
                     yield response
 

@@ -78,7 +78,7 @@ def ensure(folder: Path, *, renew: bool = False, now: datetime | None = None) ->
     """Makes the authority and the certificates that are missing, unusable or near their end, or with ``renew`` all
     certificates; the identities that got one. Processes that run use it within a second or so.
 
-    The authority stays as long as it lives, for a new one would be trusted by nobody who runs.
+    The authority stays until it cannot outlive the certificates it makes; the next one is trusted beside it.
     """
     now = now or datetime.now(UTC)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -162,6 +162,7 @@ def issue(
 
 def _authority(folder: Path, now: datetime) -> Authority:
     certificate_file, key_file = folder / "ca.pem", folder / "ca-key.pem"
+    before = b""
     if certificate_file.exists() and key_file.exists():
         certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         key = load_pem_private_key(key_file.read_bytes(), None)
@@ -169,9 +170,11 @@ def _authority(folder: Path, now: datetime) -> Authority:
             raise StackError(f"{key_file} is no key of ours: remove {folder} and run make certs")
         if certificate.not_valid_after_utc - now > _LIFE:
             return Authority(key, certificate)
+        # Trusted beside the new one, until those who run have certificates of that.
+        before = certificate.public_bytes(Encoding.PEM)
     authority = new_authority(now)
     own_file(key_file, _pem(authority.key))
-    own_file(certificate_file, authority.certificate.public_bytes(Encoding.PEM).decode())
+    own_file(certificate_file, (authority.certificate.public_bytes(Encoding.PEM) + before).decode())
     return authority
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mesh.settings import SettingsError
 from stack import binaries
 from stack.certificates import PeerFiles
 from stack.environment import for_service
@@ -130,7 +131,12 @@ def _check(kind: str, port: int, operator: PeerFiles | None) -> Callable[[], Non
 
 def _check_grpc(kind: str, port: int, operator: PeerFiles | None) -> None:
     """Ask grpc.health.v1 for the server as a whole."""
-    with open_blocking_as(operator, kind, f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+    try:
+        opened = open_blocking_as(operator, kind, f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)])
+    except SettingsError as error:
+        # Missing, or just being replaced.
+        raise NotReadyError(f"the operator's certificate: {error}") from error
+    with opened as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]

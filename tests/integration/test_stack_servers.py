@@ -170,7 +170,11 @@ def replicated() -> Iterator[Stack]:
 
 def test_each_replica_listens_for_itself_and_callers_know_them_all(replicated: Stack) -> None:
     told = replicated.environment
+    folder = replicated.folder.certificates
     for name in ("inventory", "inventory-2", "gateway-2"):
+        own = _environment(replicated, name)
+        # The certificate of its own kind, and no other's.
+        assert own["MESH_TLS_KEY"] == str(folder / name.partition("-")[0] / "key.pem")
         listen = f"{name.partition('-')[0].upper()}_LISTEN"
         assert _environment(replicated, name)[listen] == f"127.0.0.1:{replicated.port(name)}"
     target = f"ipv4:127.0.0.1:{replicated.port('balance')},127.0.0.1:{replicated.port('balance-2')}"

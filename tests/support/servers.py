@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import grpc
 import psycopg
 from psycopg import sql
 
+from stack.peers import open_as, peer_files
 from stack.private import private_stack
 from stack.replicas import Replicas
 
@@ -154,6 +156,11 @@ class MeshStack:
     def purchase_target(self) -> str:
         """host:port, or gRPC's list of them"""
         return self.environment["PURCHASE_TARGET"]
+
+    def as_peer(self, identity: str, service: str) -> grpc.aio.Channel:
+        """A channel to a kind of service with the certificate of this peer: "gateway", "settlement", "client/local"."""
+        target = self.environment[f"{service.upper()}_TARGET"]
+        return open_as(peer_files(self.environment, identity), service, target)
 
     @property
     def jwt_secret(self) -> str:

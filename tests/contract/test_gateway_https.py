@@ -1,0 +1,53 @@
+"""The gateway's own TLS: HTTPS where it has a certificate, and beyond loopback nothing else."""
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gateway.process import running
+from gateway.settings import Settings
+from mesh.settings import SettingsError
+from mesh.transport import Transport
+from tests.contract.gateway_harness import SECRET
+from tests.support.certificates import Peers
+
+
+def settings(listen: str, **given: str) -> Settings:
+    return Settings("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1", listen, SECRET, **given)
+
+
+async def test_with_a_certificate_it_speaks_https_and_nothing_else(tmp_path: Path) -> None:
+    peers = Peers(tmp_path)
+    # Any certificate for a name that the buyer's browser knows; here that of a service.
+    files = peers.certify("inventory")
+    told = settings("127.0.0.1:0", tls_certificate=str(files.certificate), tls_key=str(files.key))
+    context = ssl.create_default_context(cafile=str(files.authorities))
+    async with running(told) as gateway:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", gateway.port, ssl=context, server_hostname="inventory.flashsale"
+        )
+        expiry = writer.get_extra_info("peercert")["notAfter"]
+        assert ssl.cert_time_to_seconds(expiry) > datetime.now(UTC).timestamp()
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 503")
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert not (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/")
+        writer.close()
+
+
+async def test_beyond_loopback_it_needs_a_certificate_or_to_be_told() -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_LISTEN: 0\.0\.0\.0:0 is not on loopback.*MESH_ALLOW_PLAINTEXT"):
+        async with running(settings("0.0.0.0:0")):
+            pass
+    async with running(settings("0.0.0.0:0"), Transport(allow_plaintext=True)) as gateway:
+        assert gateway.port
+
+
+def test_half_a_pair_is_refused() -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY"):
+        settings("127.0.0.1:0", tls_key="key.pem")

@@ -1,0 +1,185 @@
+"""Mutual TLS between the processes of the real stack: who may do what, and certificates renewed under traffic."""
+
+import asyncio
+import ssl
+import stat
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from flashsale.balance.v1 import balance_service_pb2 as balance
+from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.common.v1.money_pb2 import Money
+from flashsale.inventory.v1 import inventory_service_pb2 as inventory
+from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
+from flashsale.purchase.v1 import purchase_service_pb2 as purchase
+from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.errors import from_rpc_error
+from stack.certificates import IDENTITIES, SERVING, files_of
+from stack.folder import CHECKOUT
+from stack.peers import open_peer_channel, peer_files
+from stack.services import base_environment
+from tests.support.servers import MeshStack, Servers
+from tests.support.waiting import eventually
+
+PERMISSION_DENIED = ErrorReason.ERROR_REASON_PERMISSION_DENIED
+
+
+async def reason_of(call: Any) -> int:
+    """Why it is refused; it must be."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return from_rpc_error(error.value).reason
+
+
+@pytest.mark.parametrize("identity", [each for each in IDENTITIES if each != "settlement"])
+async def test_nobody_but_the_worker_moves_money_or_confirms(mesh_stack: MeshStack, identity: str) -> None:
+    hold = str(uuid.uuid4())
+    money = Money(amount_minor=1, currency_code="EUR")
+    async with mesh_stack.as_peer(identity, "balance") as channel:
+        stub = BalanceServiceStub(channel)
+        item = balance.PlaceHoldItem(hold_id=hold, user_id="u", amount=money, beneficiary="b")
+        for call in (
+            stub.BatchPlaceHolds(balance.BatchPlaceHoldsRequest(holds=[item]), timeout=10),
+            stub.BatchCaptureHolds(balance.BatchCaptureHoldsRequest(hold_ids=[hold]), timeout=10),
+            stub.BatchReleaseHolds(balance.BatchReleaseHoldsRequest(hold_ids=[hold]), timeout=10),
+        ):
+            assert await reason_of(call) == PERMISSION_DENIED
+    async with mesh_stack.as_peer(identity, "inventory") as channel:
+        confirm = inventory.BatchConfirmReservationsRequest(reservation_ids=[hold])
+        call = InventoryServiceStub(channel).BatchConfirmReservations(confirm, timeout=10)
+        assert await reason_of(call) == PERMISSION_DENIED
+
+
+async def test_the_worker_may(mesh_stack: MeshStack) -> None:
+    hold = str(uuid.uuid4())
+    async with mesh_stack.as_peer("settlement", "balance") as channel:
+        release = balance.BatchReleaseHoldsRequest(hold_ids=[hold])
+        answer = await BalanceServiceStub(channel).BatchReleaseHolds(release, timeout=10)
+    assert [outcome.reason for outcome in answer.outcomes] == [ErrorReason.ERROR_REASON_HOLD_NOT_FOUND]
+
+
+async def test_other_teams_buy_but_do_not_see_money(mesh_stack: MeshStack) -> None:
+    async with mesh_stack.as_peer("client/local", "purchase") as channel:
+        get = purchase.GetPurchaseRequest(purchase_id=str(uuid.uuid4()))
+        reason = await reason_of(PurchaseServiceStub(channel).GetPurchase(get, timeout=10))
+        assert reason == ErrorReason.ERROR_REASON_PURCHASE_NOT_FOUND
+    async with mesh_stack.as_peer("client/local", "balance") as channel:
+        request = balance.GetBalanceRequest(user_id="u", currency_code="EUR")
+        assert await reason_of(BalanceServiceStub(channel).GetBalance(request, timeout=10)) == PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("service", SERVING)
+async def test_no_service_answers_in_the_clear_or_without_a_certificate(mesh_stack: MeshStack, service: str) -> None:
+    port = mesh_stack.stack.port(service)
+    authorities = files_of(mesh_stack.stack.folder.certificates, "operator").authorities.read_bytes()
+    options = [("grpc.ssl_target_name_override", f"{service}.flashsale")]
+    for channel in (
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}"),
+        grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(authorities), options),
+    ):
+        async with channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_keys_are_readable_by_their_owner_only_and_each_process_is_told_of_its_own(mesh_stack: MeshStack) -> None:
+    folder = mesh_stack.stack.folder.certificates
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for identity in IDENTITIES:
+        assert stat.S_IMODE(files_of(folder, identity).key.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "ca-key.pem").stat().st_mode) == 0o600
+    for name in mesh_stack.stack.service_names:
+        told = dict(
+            line.split("=", 1)
+            for line in Path(f"/proc/{mesh_stack.stack.pid(name)}/environ").read_text().split("\0")
+            if line
+        )
+        assert told["MESH_TLS_CERTIFICATE"] == str(files_of(folder, name).certificate)
+
+
+async def serial_shown(stack: MeshStack, service: str) -> int:
+    """Serial number of the certificate that a service shows to a new connection."""
+    files = peer_files(stack.environment, "operator")
+    assert files is not None
+    context = ssl.create_default_context(cafile=str(files.authorities))
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", stack.stack.port(service), ssl=context, server_hostname=f"{service}.flashsale"
+    )
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+async def test_renewal_under_traffic_fails_no_call_and_restarts_nobody(mesh_stack: MeshStack) -> None:
+    stack = mesh_stack.stack
+    pids = {name: stack.pid(name) for name in stack.service_names}
+    before = {service: await serial_shown(mesh_stack, service) for service in SERVING}
+    done, calls = asyncio.Event(), 0
+
+    async def look() -> None:
+        """Reads through purchase and inventory, which both must go over."""
+        nonlocal calls
+        async with (
+            open_peer_channel(mesh_stack.environment, "purchase") as purchases,
+            open_peer_channel(mesh_stack.environment, "inventory") as inventories,
+        ):
+            while not done.is_set():
+                request = purchase.ListPurchasesRequest(user_id="nobody", page_size=1)
+                await PurchaseServiceStub(purchases).ListPurchases(request, timeout=10)
+                await InventoryServiceStub(inventories).ListSales(inventory.ListSalesRequest(page_size=1), timeout=10)
+                calls += 1
+
+    looking = asyncio.ensure_future(look())
+    try:
+        await asyncio.to_thread(stack.renew_certificates, every=True)
+
+        async def all_new() -> bool:
+            now = {service: await serial_shown(mesh_stack, service) for service in SERVING}
+            return all(now[service] != before[service] for service in SERVING)
+
+        await eventually(all_new, within_s=15)
+        seen = calls
+
+        async def went_on() -> bool:
+            return calls > seen + 20 or looking.done()
+
+        await eventually(went_on, within_s=15)
+    finally:
+        done.set()
+        await looking
+    assert {name: stack.pid(name) for name in stack.service_names} == pids
+    assert await asyncio.to_thread(stack.check, "gateway") == ""
+
+
+def test_a_service_does_not_start_beyond_loopback_in_the_clear(servers: Servers) -> None:
+    url = servers.new_database("balance")
+
+    def run(verb: str, **told: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "balance_svc", verb],
+            cwd=CHECKOUT,
+            env=base_environment() | {"BALANCE_DATABASE_URL": url} | told,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert run("migrate").returncode == 0
+    ended = run("serve", BALANCE_LISTEN="0.0.0.0:0")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("settings: listen: 0.0.0.0:0 is not on loopback")
+    assert len(ended.stderr.splitlines()) == 1
