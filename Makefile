@@ -1,7 +1,8 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
 .PHONY: help install sale settle test test-slow bench screenshots soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
-        fail-parked up down restart status certs logs clean audit token operator-token account new-sale lint format proto
+        fail-parked up down restart status certs logs clean audit token operator-token account new-sale lint format proto \
+        release-proto client
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/gen
 # The commands start processes; gRPC then only complains that it cannot follow them.
@@ -134,10 +135,22 @@ lint: install  ## Check style, types, contracts, and that generated code is curr
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary .
 	@cd protos && ../.venv/bin/buf lint
+	@$(python) protos/compare.py
 	@$(python) protos/generate.py --check
+	@$(python) protos/document.py --check
+	@$(python) protos/show_examples.py --check
 
 format:  ## Put the code into the common format
 	@.venv/bin/ruff check --quiet --fix . ; .venv/bin/ruff format --quiet .
 
-proto: install  ## Generate gen/ from protos/
+proto: install  ## Generate gen/, docs/api.md and docs/grpc-examples.md from protos/ and docs/examples/
 	@$(python) protos/generate.py
+	@$(python) protos/document.py
+	@$(python) protos/show_examples.py
+
+release-proto: install  ## Record the contract as released: from then on nothing of it may be broken (make lint)
+	@$(python) protos/compare.py
+	@$(python) protos/compare.py --release
+
+client: install  ## Build the client package into client/dist
+	@cd client && rm -rf dist && ../.venv/bin/python -m hatchling build -t wheel

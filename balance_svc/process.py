@@ -77,6 +77,7 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
                 transport=transport,
                 allowed=ALLOWED,
                 grace_s=settings.grace_s,
+                with_reflection=settings.reflection,
             ) as server:
                 metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
                 await server.serving()

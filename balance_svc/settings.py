@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mesh.metrics import LISTEN_HELP
+from mesh.server import REFLECTION_HELP, REFLECTION_SETTING
 from mesh.settings import setting
 
 
@@ -23,6 +24,7 @@ class Settings:
     )
     expiry_batch_max: int = setting("most holds ended by one transaction", default=500, minimum=1, maximum=1_000)
     grace_s: float = setting("seconds calls under way get when the process stops", default=5.0, minimum=0, maximum=60)
+    reflection: bool = setting(REFLECTION_HELP, default=True, env=REFLECTION_SETTING)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ async def _serving(
             transport=transport,
             allowed=ALLOWED,
             grace_s=settings.drain_s,
+            with_reflection=settings.reflection,
         ) as server:
             metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
             await server.serving()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mesh.metrics import LISTEN_HELP
+from mesh.server import REFLECTION_HELP, REFLECTION_SETTING
 from mesh.settings import setting
 
 PREFIX = "INVENTORY_"
@@ -66,3 +67,4 @@ class Settings:
     drain_s: float = setting(
         "time that calls under way get when the process stops, seconds", default=5.0, minimum=0.0, maximum=60.0
     )
+    reflection: bool = setting(REFLECTION_HELP, default=True, env=REFLECTION_SETTING)

@@ -11,12 +11,12 @@ from typing import Any, Self
 import grpc
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh import failpoints
 from mesh.call_metrics import MetricsLayer
 from mesh.callers import AllowList, CallersLayer
+from mesh.health import Health
 from mesh.interceptors import ErrorLayer, Layer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
@@ -41,6 +41,10 @@ _OPTIONS = [
 #: Adds a servicer to a server: the generated ``add_XServicer_to_server`` bound to its servicer.
 Registration = tuple[str, Callable[[grpc.aio.Server], None]]
 
+
+#: What the setting that switches reflection off is called in every service, and what it means.
+REFLECTION_SETTING = "MESH_REFLECTION"
+REFLECTION_HELP = "whether callers may ask the server for its contract (gRPC reflection)"
 
 #: Allocations between two collections of young objects, and how many such collections between those of older ones.
 #: A burst's thousands of waiting requests are no garbage: by default (700, 10, 10) Python goes through them again and
@@ -98,8 +102,8 @@ class GrpcServer:
     ``transport`` has certificates, a check of who calls: ``allowed`` says which kinds of peers may call which methods.
 
     ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
-    NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, takes no new calls, gives those under way
-    ``grace_s`` seconds and then cancels them.
+    NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, gives whoever watches that a quarter of a
+    second to go elsewhere, then takes no new calls, gives those under way ``grace_s`` seconds and then cancels them.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class GrpcServer:
         self._transport = transport
         self._grace_s = grace_s
         self._with_reflection = with_reflection
-        self._health = HealthServicer()
+        self._health = Health()
         self._server: grpc.aio.Server | None = None
         #: Port bound, for a ``listen`` that ends in :0.
         self.port = 0
@@ -171,5 +175,5 @@ class GrpcServer:
     ) -> None:
         if self._server is not None:
             log.info("draining", listen=self._listen, grace_s=self._grace_s)
-            await self._health.enter_graceful_shutdown()
+            await self._health.drain()
             await self._server.stop(self._grace_s)

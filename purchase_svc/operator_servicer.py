@@ -9,12 +9,14 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 
 from mesh import page_token
+from mesh.channels import timeout_s
 from mesh.errors import invalid_argument
 from mesh.validation import canonical_uuid
 from purchase_svc.dead_letter import DeadLetter
 from purchase_svc.messages import write_reason, write_time
 from purchase_svc.operator_desk import OperatorDesk
 from purchase_svc.statement_messages import read_statement_request, write_statement
+from purchase_svc.statements import TIMEOUT_S as STATEMENT_TIMEOUT_S
 from purchase_svc.statements import Statements
 
 #: Letters of one call, and purchase ids told of one letter.
@@ -33,7 +35,8 @@ class OperatorCalls(pb_grpc.PurchaseServiceServicer):
     async def GetSaleStatement(self, request: pb.GetSaleStatementRequest, context: Any) -> pb.GetSaleStatementResponse:
         """See the contract."""
         sale_id, after, limit = read_statement_request(request)
-        return write_statement(await self._statements.of_sale(sale_id, after, limit + 1), sale_id, limit)
+        statement = await self._statements.of_sale(sale_id, after, limit + 1, timeout_s(context, STATEMENT_TIMEOUT_S))
+        return write_statement(statement, sale_id, limit)
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         """See the contract."""

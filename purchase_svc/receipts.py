@@ -10,9 +10,9 @@ from flashsale.balance.v1 import balance_service_pb2 as balance_pb
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 
-from mesh.batcher import Batcher
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
+from mesh.timed_batcher import TimedBatcher
 from purchase_svc.history import History
 from purchase_svc.history_book import HistoryBook
 
@@ -24,7 +24,8 @@ log = get_logger(__name__)
 
 #: Purchases asked about in one call, and how many may wait to be asked about.
 _BATCH_MAX, _QUEUE_MAX = 500, 2_000
-_TIMEOUT_S = 3.0
+#: Longest wait for the other services, seconds.
+TIMEOUT_S = 3.0
 
 
 class Receipt(NamedTuple):
@@ -44,35 +45,38 @@ class Receipts:
         self._book = book
         self._inventory = inventory
         self._balance = balance
-        self._reservations: Batcher[uuid.UUID, inventory_pb.Reservation | None] = Batcher(
+        self._reservations: TimedBatcher[uuid.UUID, inventory_pb.Reservation | None] = TimedBatcher(
             self._get_reservations, batch_max=_BATCH_MAX, in_flight_max=2, queue_max=_QUEUE_MAX
         )
-        self._holds: Batcher[uuid.UUID, balance_pb.Hold | None] = Batcher(
+        self._holds: TimedBatcher[uuid.UUID, balance_pb.Hold | None] = TimedBatcher(
             self._get_holds, batch_max=_BATCH_MAX, in_flight_max=2, queue_max=_QUEUE_MAX
         )
 
-    async def of(self, purchase_id: uuid.UUID, user_id: str) -> Receipt:
-        """The receipt as of now. Raises PURCHASE_NOT_FOUND, OVERLOADED, and UNAVAILABLE when a part of it cannot be
-        read: a receipt without its hold would say that nothing was charged."""
+    async def of(self, purchase_id: uuid.UUID, user_id: str, timeout_s: float) -> Receipt:
+        """The receipt as of now. Raises PURCHASE_NOT_FOUND, OVERLOADED, DEADLINE_EXCEEDED when the other services have
+        not told their parts within ``timeout_s`` seconds, and UNAVAILABLE when a part cannot be read: a receipt without
+        its hold would say that nothing was charged."""
         history = await self._book.get(purchase_id, user_id)
         reservation, hold = await asyncio.gather(
-            self._reservations.submit(purchase_id), self._holds.submit(purchase_id)
+            self._reservations.submit(purchase_id, timeout_s), self._holds.submit(purchase_id, timeout_s)
         )
         return Receipt(history, reservation, hold)
 
-    async def _get_reservations(self, ids: Sequence[uuid.UUID]) -> list[inventory_pb.Reservation | None]:
+    async def _get_reservations(
+        self, ids: Sequence[uuid.UUID], timeout_s: float
+    ) -> list[inventory_pb.Reservation | None]:
         request = inventory_pb.BatchGetReservationsRequest(reservation_ids=_distinct(ids))
         try:
-            response = await self._inventory.BatchGetReservations(request, timeout=_TIMEOUT_S)
+            response = await self._inventory.BatchGetReservations(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _away("the inventory service", error) from error
         found = {each.reservation_id: each for each in response.reservations}
         return [found.get(str(each)) for each in ids]
 
-    async def _get_holds(self, ids: Sequence[uuid.UUID]) -> list[balance_pb.Hold | None]:
+    async def _get_holds(self, ids: Sequence[uuid.UUID], timeout_s: float) -> list[balance_pb.Hold | None]:
         request = balance_pb.BatchGetHoldsRequest(hold_ids=_distinct(ids))
         try:
-            response = await self._balance.BatchGetHolds(request, timeout=_TIMEOUT_S)
+            response = await self._balance.BatchGetHolds(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _away("the balance service", error) from error
         found = {each.hold_id: each for each in response.holds}

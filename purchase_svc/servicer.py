@@ -32,10 +32,12 @@ from purchase_svc.messages import (
 )
 from purchase_svc.operator_desk import OperatorDesk
 from purchase_svc.operator_servicer import OperatorCalls
+from purchase_svc.places import TIMEOUT_S as PLACE_TIMEOUT_S
 from purchase_svc.places import Places
 from purchase_svc.purchase import NO_PLACE
 from purchase_svc.purchase_book import PurchaseBook
 from purchase_svc.receipt_messages import write_receipt
+from purchase_svc.receipts import TIMEOUT_S as RECEIPT_TIMEOUT_S
 from purchase_svc.receipts import Receipts
 from purchase_svc.refund_book import RefundBook
 from purchase_svc.statements import Statements
@@ -94,7 +96,7 @@ class PurchaseServicer(OperatorCalls):
         (outcome,) = await self._buying.buy([wish], timeout_s(context, self._buy_timeout_s))
         if outcome.purchase is None:
             raise refusal(wish, outcome.reason)
-        (place,) = await self._places.of_outcomes([outcome])
+        (place,) = await self._places.of_outcomes([outcome], timeout_s(context, PLACE_TIMEOUT_S))
         return pb.CreatePurchaseResponse(purchase=write_purchase(outcome.purchase, place))
 
     async def BatchCreatePurchases(
@@ -104,7 +106,8 @@ class PurchaseServicer(OperatorCalls):
         wishes = read_wishes(request)
         good = [wish for wish in wishes if wish is not None]
         outcomes = await self._buying.buy(good, timeout_s(context, self._buy_timeout_s)) if good else []
-        answers = map(write_outcome, outcomes, await self._places.of_outcomes(outcomes))
+        places = await self._places.of_outcomes(outcomes, timeout_s(context, PLACE_TIMEOUT_S))
+        answers = map(write_outcome, outcomes, places)
         return pb.BatchCreatePurchasesResponse(
             outcomes=[write_outcome(None) if wish is None else next(answers) for wish in wishes]
         )
@@ -113,7 +116,8 @@ class PurchaseServicer(OperatorCalls):
         """See the contract."""
         purchase_id = read_purchase_id(request.purchase_id, request.user_id)
         purchase = await self._book.get(purchase_id, request.user_id)
-        return pb.GetPurchaseResponse(purchase=write_purchase(purchase, await self._places.of(purchase)))
+        place = await self._places.of(purchase, timeout_s(context, PLACE_TIMEOUT_S))
+        return pb.GetPurchaseResponse(purchase=write_purchase(purchase, place))
 
     async def ListPurchases(self, request: pb.ListPurchasesRequest, context: Any) -> pb.ListPurchasesResponse:
         """See the contract."""
@@ -128,7 +132,7 @@ class PurchaseServicer(OperatorCalls):
         first = True
         async with aclosing(self._watching.watch(purchase_id, request.user_id)) as purchases:
             async for purchase in purchases:
-                place = await self._places.of(purchase) if first else NO_PLACE
+                place = await self._places.of(purchase, timeout_s(context, PLACE_TIMEOUT_S)) if first else NO_PLACE
                 first = False
                 yield pb.WatchPurchaseResponse(purchase=write_purchase(purchase, place))
 
@@ -151,8 +155,9 @@ class PurchaseServicer(OperatorCalls):
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
         """See the contract."""
         purchase_id = read_purchase_id(request.purchase_id, request.user_id)
-        receipt = await self._receipts.of(purchase_id, request.user_id)
-        return write_receipt(receipt, await self._places.of(receipt.history.purchase))
+        receipt = await self._receipts.of(purchase_id, request.user_id, timeout_s(context, RECEIPT_TIMEOUT_S))
+        place = await self._places.of(receipt.history.purchase, timeout_s(context, PLACE_TIMEOUT_S))
+        return write_receipt(receipt, place)
 
     async def SummarizeSale(self, request: pb.SummarizeSaleRequest, context: Any) -> pb.SummarizeSaleResponse:
         """See the contract."""

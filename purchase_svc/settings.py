@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mesh.metrics import LISTEN_HELP
+from mesh.server import REFLECTION_HELP, REFLECTION_SETTING
 from mesh.settings import setting
 
 PREFIX = "PURCHASE_"
@@ -48,4 +49,4 @@ class ServeSettings:
         maximum=10 * 366 * 24 * 3600,
     )
     grace_s: float = setting("time that calls under way get at the end, seconds", default=5.0, minimum=0, maximum=60)
-    reflection: bool = setting("serve gRPC reflection", default=True)
+    reflection: bool = setting(REFLECTION_HELP, default=True, env=REFLECTION_SETTING)

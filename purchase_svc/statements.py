@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceAsyncStub
 
 _S = PurchaseState
-_TIMEOUT_S = 3.0
+TIMEOUT_S = 3.0
 
 
 class Statement(NamedTuple):
@@ -68,18 +68,19 @@ class Statements:
         self._histories = histories
         self._inventory = inventory
 
-    async def of_sale(self, sale_id: uuid.UUID, after: uuid.UUID | None, limit: int) -> Statement:
+    async def of_sale(self, sale_id: uuid.UUID, after: uuid.UUID | None, limit: int, timeout_s: float) -> Statement:
         """The statement as of now with ``limit`` of those who won nothing, above ``after``.
 
-        Raises SALE_NOT_FOUND, UNAVAILABLE.
+        Raises SALE_NOT_FOUND, UNAVAILABLE, DEADLINE_EXCEEDED when the Inventory Service has not answered within
+        ``timeout_s`` seconds.
         """
         wanted = str(sale_id)
         stock_request = inventory_pb.GetStockRequest(sale_id=wanted, source=inventory_pb.STOCK_SOURCE_BOOK)
         try:
             # First the stock, then the purchases: what is set aside by nobody any more is counted here.
             sale, stock = await asyncio.gather(
-                self._inventory.GetSale(inventory_pb.GetSaleRequest(sale_id=wanted), timeout=_TIMEOUT_S),
-                self._inventory.GetStock(stock_request, timeout=_TIMEOUT_S),
+                self._inventory.GetSale(inventory_pb.GetSaleRequest(sale_id=wanted), timeout=timeout_s),
+                self._inventory.GetStock(stock_request, timeout=timeout_s),
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel, timeout_s
 from mesh.errors import DomainError, from_rpc_error, invalid_argument
+from mesh.health import NOTICE_S
 from mesh.interceptors import LimitLayer, Limits
 from mesh.metrics import Metrics
 from mesh.server import GrpcServer
@@ -267,6 +268,35 @@ async def test_draining_says_not_serving_and_lets_calls_under_way_finish() -> No
         probe.leave.set()
         assert isinstance(await call, pb.GetSaleResponse)
         await leaving
+
+
+async def test_whoever_watches_health_is_given_notice_before_calls_are_refused() -> None:
+    probe = Probe()  # type: ignore[abstract]
+    register = (SERVICE, lambda server: pb_grpc.add_InventoryServiceServicer_to_server(probe, server))
+    server = GrpcServer("127.0.0.1:0", [register], grace_s=5)
+    await server.__aenter__()
+    await server.serving()
+    async with open_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = pb_grpc.InventoryServiceStub(channel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))  # type: ignore[attr-defined]
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        leaving = asyncio.ensure_future(server.__aexit__(None, None, None))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # Who had already sent its call when it heard of it is served.
+        await stub.GetSale(pb.GetSaleRequest())
+        # The watch ends with the server, and does not use up the time that calls under way are given.
+        assert await watch.read() is grpc.aio.EOF
+        async with asyncio.timeout(2):
+            await leaving
+
+
+async def test_where_nobody_watches_nobody_is_waited_for() -> None:
+    server = GrpcServer("127.0.0.1:0", [], grace_s=5)
+    await server.__aenter__()
+    await server.serving()
+    began = asyncio.get_running_loop().time()
+    await server.__aexit__(None, None, None)
+    assert asyncio.get_running_loop().time() - began < NOTICE_S
 
 
 async def test_reflection_lists_and_calls_without_the_proto_files(tmp_path: Path) -> None:

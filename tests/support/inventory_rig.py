@@ -41,6 +41,8 @@ class InventoryRig:
 
     inventory: Any
     settings: Settings
+    #: Of a service in this event loop; 0 for one elsewhere.
+    port: int = 0
 
     async def sql(self, query: str, *parameters: object) -> list[Any]:
         """Runs a statement on the database; the rows it returns, if it does."""
@@ -134,4 +136,4 @@ async def second_rig(settings: Settings) -> AsyncIterator[InventoryRig]:
         service = await stack.enter_async_context(running(settings))
         channel = open_channel(f"127.0.0.1:{service.port}")
         stack.push_async_callback(channel.close)
-        yield InventoryRig(InventoryServiceStub(channel), settings)
+        yield InventoryRig(InventoryServiceStub(channel), settings, service.port)

@@ -33,6 +33,8 @@ class PurchaseRig:
     inventory: Any
     running: Running
     settings: ServeSettings
+    #: Of the inventory service.
+    inventory_database_url: str
 
     async def sql(self, query: str, *parameters: object) -> list[Any]:
         """Runs a statement on the purchase database; the rows it returns, if it does."""
@@ -96,4 +98,10 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
         channels = [open_channel(f"127.0.0.1:{port}") for port in (running.port, inventory.port)]
         for channel in channels:
             stack.push_async_callback(channel.close)
-        yield PurchaseRig(PurchaseServiceStub(channels[0]), InventoryServiceStub(channels[1]), running, settings)
+        yield PurchaseRig(
+            PurchaseServiceStub(channels[0]),
+            InventoryServiceStub(channels[1]),
+            running,
+            settings,
+            inventory_settings.database_url,
+        )

@@ -16,6 +16,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "inventory_svc": (SERVICES - {"inventory_svc"}) | {STUBS["balance_svc"], STUBS["purchase_svc"], "stack", "bench"},
     "balance_svc": (SERVICES - {"balance_svc"}) | {STUBS["inventory_svc"], STUBS["purchase_svc"], "stack", "bench"},
     "purchase_svc": (SERVICES - {"purchase_svc"}) | {"stack", "bench"},
+    "client": SERVICES | {"mesh", "stack", "bench", "flashsale.settlement"},
     "gateway": (SERVICES - {"gateway"}) | DRIVERS | {"stack", "bench", "flashsale.settlement"},
 }
 

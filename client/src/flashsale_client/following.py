@@ -1,0 +1,58 @@
+"""Following a purchase over lost connections: what is news, and when to ask again. No I/O."""
+
+import random
+
+from flashsale.purchase.v1 import purchase_service_pb2 as pb
+
+from flashsale_client.errors import FlashsaleError, TryAgain
+
+#: States from which nothing follows by itself. (A CONFIRMED purchase can still be refunded, if somebody asks.)
+FINAL = frozenset(
+    {
+        pb.PURCHASE_STATE_CONFIRMED,
+        pb.PURCHASE_STATE_FAILED,
+        pb.PURCHASE_STATE_CANCELLED,
+        pb.PURCHASE_STATE_REFUNDED,
+    }
+)
+_PREFIX = "PURCHASE_STATE_"
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 2.0
+
+
+def state_name(purchase: pb.Purchase) -> str:
+    """The state of a purchase in a word: "RESERVED", "CONFIRMED", "FAILED" ..."""
+    known = purchase.state in pb.PurchaseState.values()
+    return pb.PurchaseState.Name(purchase.state).removeprefix(_PREFIX) if known else f"STATE_{purchase.state}"
+
+
+class Following:
+    """What has been seen of one purchase. A stream tells the present state first: one that takes a lost one's place
+    begins by repeating what is known, and misses only states that were over by then."""
+
+    def __init__(self) -> None:
+        self._seen: pb.PurchaseState.ValueType = pb.PURCHASE_STATE_UNSPECIFIED
+        self._failures = 0
+
+    def is_news(self, purchase: pb.Purchase) -> bool:
+        """Takes in a message; whether it says something new."""
+        self._failures = 0
+        news = purchase.state != self._seen
+        self._seen = purchase.state
+        return news
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no more to come."""
+        return self._seen in FINAL
+
+    def pause_s(self, error: FlashsaleError | None, left_s: float) -> float | None:
+        """How long to wait before the stream is begun anew that ended with ``error`` (None: by itself); None when it is
+        not, because the error is final or the time is up."""
+        if error is not None and not isinstance(error, TryAgain):
+            return None
+        self._failures += 1
+        backoff_s = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2 ** min(self._failures, 10))
+        pause_s = random.uniform(_PAUSE_MIN_S, backoff_s)  # noqa: S311 (no secret)
+        if error is not None and error.reason == "OVERLOADED":
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
+        return pause_s if pause_s < left_s else None

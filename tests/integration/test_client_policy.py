@@ -1,0 +1,279 @@
+"""What the client sends again and what it does not, to servers that answer as they are told."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from flashsale.purchase.v1 import purchase_service_pb2 as pb
+from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
+from flashsale_client import AsyncClient, Client, FlashsaleError, Policy, Wish, reasons, state_name
+
+from mesh.errors import DomainError
+from mesh.server import GrpcServer
+from stack.ports import PortLease
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PurchaseService"].full_name
+R = ErrorReason
+RESERVED = pb.Purchase(purchase_id="p", state=pb.PURCHASE_STATE_RESERVED)
+CONFIRMED = pb.Purchase(purchase_id="p", state=pb.PURCHASE_STATE_CONFIRMED)
+
+
+class Scripted(pb_grpc.PurchaseServiceServicer):
+    """Answers each call with what is next in its script, and then well."""
+
+    def __init__(self) -> None:
+        #: An error to raise, a sequence of states to stream, or None for "answers well".
+        self.script: deque[Any] = deque()
+        #: Once the script is at its end: instead of a good answer.
+        self.always: DomainError | None = None
+        self.calls: list[float] = []
+        self.left_s: list[float | None] = []
+        self.cancelled = asyncio.Event()
+        self.entered = asyncio.Event()
+
+    async def _next(self, context: Any) -> Any:
+        self.calls.append(time.monotonic())
+        self.left_s.append(context.time_remaining())
+        step = self.script.popleft() if self.script else self.always
+        if isinstance(step, DomainError):
+            raise step
+        if step == "wait":
+            self.entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        return step
+
+    async def CreatePurchase(self, request: pb.CreatePurchaseRequest, context: Any) -> pb.CreatePurchaseResponse:
+        await self._next(context)
+        return pb.CreatePurchaseResponse(purchase=RESERVED)
+
+    async def GetPurchase(self, request: pb.GetPurchaseRequest, context: Any) -> pb.GetPurchaseResponse:
+        await self._next(context)
+        return pb.GetPurchaseResponse(purchase=RESERVED)
+
+    async def BatchCreatePurchases(
+        self, request: pb.BatchCreatePurchasesRequest, context: Any
+    ) -> pb.BatchCreatePurchasesResponse:
+        step = await self._next(context)
+        outcomes = [
+            pb.CreatePurchaseOutcome(purchase_id=each.user_id, state=pb.PURCHASE_STATE_RESERVED)
+            if each.user_id not in (step or ())
+            else pb.CreatePurchaseOutcome(reason=R.ERROR_REASON_OVERLOADED, retry_after_ms=200)
+            for each in request.requests
+        ]
+        return pb.BatchCreatePurchasesResponse(outcomes=outcomes)
+
+    async def WatchPurchase(
+        self, request: pb.WatchPurchaseRequest, context: Any
+    ) -> AsyncIterator[pb.WatchPurchaseResponse]:
+        steps = await self._next(context)
+        for step in steps or (CONFIRMED,):
+            if isinstance(step, DomainError):
+                raise step
+            yield pb.WatchPurchaseResponse(purchase=step)
+
+
+@asynccontextmanager
+async def scripted(listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Scripted, str]]:
+    servicer = Scripted()  # type: ignore[abstract]
+    register = (SERVICE, lambda server: pb_grpc.add_PurchaseServiceServicer_to_server(servicer, server))
+    async with GrpcServer(listen, [register], grace_s=0.1) as server:
+        await server.serving()
+        yield servicer, f"127.0.0.1:{server.port}"
+
+
+async def test_what_is_told_to_come_again_waits_as_long_as_told() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.script.extend([DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=300)] * 2)
+        assert (await client.buy("s", "u")).purchase_id == "p"
+    pauses = [later - sooner for sooner, later in zip(servicer.calls, servicer.calls[1:], strict=False)]
+    assert len(pauses) == 2
+    assert all(0.3 <= pause < 1.0 for pause in pauses)
+
+
+async def test_it_comes_again_only_so_often_and_only_within_the_deadline() -> None:
+    async with scripted() as (servicer, target):
+        servicer.always = DomainError(R.ERROR_REASON_USER_RATE_LIMITED, retry_after_ms=20)
+        async with AsyncClient(purchase=target, policy=Policy(repetitions_max=3)) as client:
+            with pytest.raises(reasons.UserRateLimited) as caught:
+                await client.buy("s", "u", request_id="mine")
+            assert (caught.value.request_id, caught.value.retry_after_s) == ("mine", 0.02)
+            assert len(servicer.calls) == 4
+            servicer.always = DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=5_000)
+            with pytest.raises(reasons.Overloaded):
+                await client.buy("s", "u", timeout_s=1.0)
+            assert len(servicer.calls) == 5
+
+
+async def test_a_busy_service_that_does_not_say_when_is_not_asked_again() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.always = DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=0)
+        with pytest.raises(reasons.Overloaded):
+            await client.buy("s", "u")
+        assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize("reason", ["SOLD_OUT", "INTERNAL", "REQUEST_ID_REUSED", "DEADLINE_EXCEEDED", "NOT_ELIGIBLE"])
+async def test_what_is_decided_or_broken_is_not_sent_again(reason: str) -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.always = DomainError(ErrorReason.Value(f"ERROR_REASON_{reason}"), metadata={"sale_id": "s"})
+        with pytest.raises(FlashsaleError) as caught:
+            await client.buy("s", "u")
+        assert (caught.value.reason, caught.value.metadata) == (reason, {"sale_id": "s"})
+        assert len(servicer.calls) == 1
+
+
+async def test_what_is_unavailable_is_sent_again_by_grpc_and_not_for_ever() -> None:
+    async with scripted() as (servicer, target):
+        async with AsyncClient(purchase=target) as client:
+            servicer.script.append(DomainError(R.ERROR_REASON_STOCK_RECALIBRATING))
+            await client.buy("s", "u")
+            assert len(servicer.calls) == 2
+        servicer.calls.clear()
+        servicer.always = DomainError(R.ERROR_REASON_UNAVAILABLE)
+        async with AsyncClient(purchase=target, policy=Policy(attempts_max=3)) as client:
+            with pytest.raises(reasons.Unavailable):
+                await client.buy("s", "u")
+        assert len(servicer.calls) == 3
+
+
+async def test_retries_stop_when_most_calls_fail() -> None:
+    async with scripted() as (servicer, target):
+        servicer.always = DomainError(R.ERROR_REASON_UNAVAILABLE)
+        async with AsyncClient(purchase=target, policy=Policy(failures_max=10, backoff_s=0.01)) as client:
+            for _ in range(60):
+                with pytest.raises(reasons.Unavailable):
+                    await client.buy("s", "u")
+    # Sixty first tries, and repetitions only for the first ten failures. Without a throttle it would be 240.
+    assert 60 <= len(servicer.calls) <= 72
+
+
+async def test_every_call_has_a_deadline_that_the_service_is_told() -> None:
+    policy = Policy(timeout_s=2.0, buy_timeout_s=4.0)
+    async with scripted() as (servicer, target), AsyncClient(purchase=target, policy=policy) as client:
+        await client.purchase("p")
+        await client.buy("s", "u")
+        await client.buy("s", "u", timeout_s=1.0)
+        # Also a call that goes past everything the client does.
+        await client.purchases.GetPurchase(pb.GetPurchaseRequest(purchase_id="p"))
+        for left_s, most_s in zip(servicer.left_s, (2.0, 4.0, 1.0, 2.0), strict=True):
+            assert left_s is not None
+            # gRPC sends a deadline rounded up.
+            assert most_s - 0.5 < left_s <= most_s + 0.1
+        servicer.script.append("wait")
+        with pytest.raises(reasons.DeadlineExceeded) as caught:
+            await client.buy("s", "u", request_id="mine", timeout_s=0.2)
+        assert caught.value.request_id == "mine"
+        # Whoever is told that time is up is not worked for any longer.
+        await asyncio.wait_for(servicer.cancelled.wait(), 5)
+
+
+async def test_a_call_that_is_cancelled_is_cancelled_at_the_service() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.script.append("wait")
+        task = asyncio.create_task(client.buy("s", "u"))
+        await asyncio.wait_for(servicer.entered.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(servicer.cancelled.wait(), 5)
+
+
+async def test_only_the_items_that_were_told_to_come_again_do() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.script.extend([("u1", "u2"), ("u2",)])
+        answers = await client.buy_many([Wish("s", f"u{number}") for number in range(4)])
+        assert [answer.purchase_id for answer in answers] == ["u0", "u1", "u2", "u3"]
+        assert all(answer.bought for answer in answers)
+        assert len(servicer.calls) == 3
+        assert servicer.calls[1] - servicer.calls[0] >= 0.2
+
+
+async def test_a_watch_that_breaks_off_goes_on_and_tells_no_state_twice() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        broken = DomainError(R.ERROR_REASON_UNAVAILABLE)
+        # Broken off after a message, before one, and ended by itself.
+        servicer.script.extend([(RESERVED, broken), broken, (RESERVED,), (RESERVED, CONFIRMED)])
+        assert [state_name(each) async for each in client.watch("p")] == ["RESERVED", "CONFIRMED"]
+        assert len(servicer.calls) == 4
+
+
+async def test_a_watch_ends_when_there_is_nothing_to_watch_or_time_is_up() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        servicer.script.append(DomainError(R.ERROR_REASON_PURCHASE_NOT_FOUND))
+        with pytest.raises(reasons.PurchaseNotFound):
+            await client.outcome("p")
+        servicer.script.append("wait")
+        with pytest.raises(reasons.DeadlineExceeded):
+            await client.outcome("p", timeout_s=0.3)
+
+
+async def test_without_asyncio_the_policy_is_the_same() -> None:
+    async with scripted() as (servicer, target):
+        servicer.script.append(DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=200))
+
+        def use() -> None:
+            with Client(purchase=target, policy=Policy(repetitions_max=2)) as client:
+                assert client.buy("s", "u").purchase_id == "p"
+                assert servicer.calls[1] - servicer.calls[0] >= 0.2
+                broken = DomainError(R.ERROR_REASON_UNAVAILABLE)
+                servicer.script.extend([(RESERVED, broken), (RESERVED, CONFIRMED)])
+                assert [state_name(each) for each in client.watch("p")] == ["RESERVED", "CONFIRMED"]
+                servicer.script.extend([("u1",)])
+                assert [answer.purchase_id for answer in client.buy_many([Wish("s", "u0"), Wish("s", "u1")])] == [
+                    "u0",
+                    "u1",
+                ]
+                servicer.always = DomainError(R.ERROR_REASON_SOLD_OUT)
+                with pytest.raises(reasons.SoldOut):
+                    client.buy("s", "u")
+
+        await asyncio.to_thread(use)
+
+
+async def test_nobody_is_sent_to_a_replica_that_is_about_to_end() -> None:
+    lease = PortLease()
+    try:
+        one, other = lease.ports.address("purchase"), lease.ports.address("purchase-2")
+        first, second = scripted(one), scripted(other)
+        ending, _ = await first.__aenter__()
+        async with second as (staying, _), AsyncClient(purchase=[one, other], policy=Policy(attempts_max=1)) as client:
+            done = asyncio.Event()
+            failures: list[BaseException] = []
+
+            async def call_on() -> None:
+                while not done.is_set():
+                    try:
+                        await client.purchase("p")
+                    except FlashsaleError as error:
+                        failures.append(error)
+
+            callers = [asyncio.create_task(call_on()) for _ in range(8)]
+            while not (len(ending.calls) > 50 and len(staying.calls) > 50):
+                await asyncio.sleep(0.01)
+            await first.__aexit__(None, None, None)
+            before = len(staying.calls)
+            while len(staying.calls) < before + 50:
+                await asyncio.sleep(0.01)
+            done.set()
+            await asyncio.gather(*callers)
+            # Not even one that would have had to be sent again.
+            assert failures == []
+    finally:
+        lease.close()
+
+
+async def test_every_address_behind_a_name_is_used() -> None:
+    async with scripted("127.0.0.1:0") as (one, target):
+        port = target.rpartition(":")[2]
+        async with scripted(f"[::1]:{port}") as (other, _), AsyncClient(purchase=f"dns:///localhost:{port}") as client:
+            async with asyncio.timeout(20):
+                while not (one.calls and other.calls):
+                    await client.purchase("p")
