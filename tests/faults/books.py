@@ -200,9 +200,9 @@ class Books:
         epoch = (await self.gate()).get("epoch", "")
         return {key for key, record in (await self._records(epoch)).items() if record.startswith("W")}
 
-    async def grants_in_gate(self) -> set[str]:
-        """Ids of the reservations that Redis has a record of, of whatever epoch and whether or not it is in service."""
-        return set(await self._records("*"))
+    async def records_in_gate(self) -> dict[str, str]:
+        """Redis's record of each reservation, of whatever epoch and whether or not it is in service."""
+        return await self._records("*")
 
     async def _records(self, epoch: str) -> dict[str, str]:
         async with asyncio.timeout(_READ_S_MAX):

@@ -59,7 +59,7 @@ async def _wiped(run: Run) -> None:
             if time.monotonic() - since > _S_MAX:
                 raise FaultError(f"the gate is {gate} after {_S_MAX:.0f} s")
         took_s = time.monotonic() - since
-        records = len(await books.grants_in_gate())
+        records = len(await books.records_in_gate())
     run.effects["reservations at the wipe"] = records
     run.recovery_s["100,000 reservations after redis"] = took_s
     run.require_within(took_s, EXACT_S_MAX, "the gate of 100,000 reservations was exact")

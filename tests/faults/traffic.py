@@ -152,23 +152,29 @@ class Traffic:
         await asyncio.sleep(after_s)
         status = await self._buy(buyer)
         self.answered += 1
+        status = await self._buy_while_refused(buyer, status)
+        if status != 202:
+            return
+        if buyer.refunds:
+            self.wants_refund.add(buyer.key)
+        if buyer.repeats:
+            # Whose purchase has ended meanwhile may be told that all is sold, and comes back like anybody else.
+            await self._buy_while_refused(buyer, await self._buy(buyer))
+        if buyer.cancels or (buyer.leaves and buyer.key in self.history.in_line):
+            await self.cancel(buyer)
+        elif buyer.refunds:
+            await self._refund(buyer)
+        self.wants_refund.discard(buyer.key)
+
+    async def _buy_while_refused(self, buyer: Buyer, status: int) -> int:
+        """Comes back whenever something is on sale again, until the purchase is decided otherwise or it is over."""
         while buyer.key in self.refused and await self._hope():
             self._trying += 1
             try:
                 status = await self._buy(buyer)
             finally:
                 self._trying -= 1
-        if status != 202:
-            return
-        if buyer.refunds:
-            self.wants_refund.add(buyer.key)
-        if buyer.repeats:
-            await self._buy(buyer)
-        if buyer.cancels or (buyer.leaves and buyer.key in self.history.in_line):
-            await self.cancel(buyer)
-        elif buyer.refunds:
-            await self._refund(buyer)
-        self.wants_refund.discard(buyer.key)
+        return status
 
     async def _hope(self) -> bool:
         """Waits until something is on sale for one more than already try; false when it is over."""
