@@ -194,30 +194,33 @@ async def test_a_watch_goes_on_at_another_replica(stack: MeshStack, clients: Cli
     sale_id = await open_sale(clients, "Watched", 1, PRICE)
     # Nothing becomes of the purchases until the replicas have gone and come back.
     await asyncio.to_thread(stack.stack.stop, "settlement")
-    async with client_of(stack) as client:
-        first = await client.buy(sale_id, poor)
-        waiting = await client.buy(sale_id, rich, waitlist=True)
-        assert state_name(waiting) == "WAITLISTED"
-        seen: list[str] = []
-        begun = asyncio.Event()
+    try:
+        async with client_of(stack) as client:
+            first = await client.buy(sale_id, poor)
+            waiting = await client.buy(sale_id, rich, waitlist=True)
+            assert state_name(waiting) == "WAITLISTED"
+            seen: list[str] = []
+            begun = asyncio.Event()
 
-        async def watch() -> None:
-            async for purchase in client.watch(waiting.purchase_id, rich):
-                seen.append(state_name(purchase))
-                begun.set()
+            async def watch() -> None:
+                async for purchase in client.watch(waiting.purchase_id, rich):
+                    seen.append(state_name(purchase))
+                    begun.set()
 
-        watching = asyncio.create_task(watch())
-        await begun.wait()
-        for replica in ("purchase", "purchase-2"):
-            pid = stack.stack.pid(replica)
-            stack.stack.signal(replica, signal.SIGKILL)
-            await asyncio.to_thread(stack.stack.wait_restarted, replica, pid, 30.0)
-        assert seen == ["WAITLISTED"]
+            watching = asyncio.create_task(watch())
+            await begun.wait()
+            for replica in ("purchase", "purchase-2"):
+                pid = stack.stack.pid(replica)
+                stack.stack.signal(replica, signal.SIGKILL)
+                await asyncio.to_thread(stack.stack.wait_restarted, replica, pid, 30.0)
+            assert seen == ["WAITLISTED"]
+            await asyncio.to_thread(stack.stack.start, "settlement")
+            await asyncio.wait_for(watching, 60)
+            assert seen[-1] == "CONFIRMED"
+            assert len(seen) == len(set(seen))
+            assert state_name(await client.outcome(first.purchase_id)) == "FAILED"
+    finally:
         await asyncio.to_thread(stack.stack.start, "settlement")
-        await asyncio.wait_for(watching, 60)
-        assert seen[-1] == "CONFIRMED"
-        assert len(seen) == len(set(seen))
-        assert state_name(await client.outcome(first.purchase_id)) == "FAILED"
 
 
 async def test_many_are_bought_for_in_batches_and_each_is_answered_by_itself(

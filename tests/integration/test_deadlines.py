@@ -42,11 +42,12 @@ class Database:
         self._name = database_url.rpartition("/")[2]
 
     async def at_work(self, application: str) -> int:
-        """Statements of this application that are under way."""
+        """Statements of this application that wait for a lock, those apart by which holds expire: nobody asks for
+        them."""
         async with await psycopg.AsyncConnection.connect(self._admin_url, autocommit=True) as conn:
             cursor = await conn.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = %s"
-                " AND state <> 'idle' AND wait_event_type = 'Lock'",
+                " AND state <> 'idle' AND wait_event_type = 'Lock' AND query NOT LIKE '%%expire_time <=%%'",
                 (self._name, application),
             )
             row = await cursor.fetchone()
