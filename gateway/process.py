@@ -39,6 +39,7 @@ from mesh.logs import configure_logs, get_logger
 from mesh.metrics import Metrics
 from mesh.server import stop_signal, until_stopped
 from mesh.settings import SettingsError, read_settings
+from mesh.trace_export import exporting
 
 log = get_logger(__name__)
 
@@ -250,7 +251,7 @@ async def serve() -> None:
     settings = read_settings(Settings, "GATEWAY_")
     configure_logs("gateway")
     stop = stop_signal()
-    async with running(settings) as gateway:
+    async with exporting("gateway"), running(settings) as gateway:
         # What exists now lives as long as the process; a collection need not look at it again.
         gc.freeze()
         await until_stopped(stop, gateway.crashed)

@@ -115,6 +115,7 @@ class PurchaseRoutes:
             ),
             followed.stock if followed is not None else None,
             mark,
+            now,
         )
         if outcome.reason:
             raise DomainError(

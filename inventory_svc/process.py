@@ -30,6 +30,7 @@ from mesh.postgres import Pool, open_pool
 from mesh.redis_pool import open_redis
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 
 log = get_logger(__name__)
 
@@ -174,7 +175,7 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("inventory")
     stop = stop_signal()
-    async with running(settings) as service:
+    async with exporting("inventory"), running(settings) as service:
         await until_stopped(stop, service.crashed)
 
 

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.call_metrics import MetricsLayer
-from mesh.interceptors import ErrorLayer, LayersInterceptor, LimitLayer, Limits
+from mesh.interceptors import ErrorLayer, Layer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
 from mesh.settings import SettingsError
@@ -113,7 +113,11 @@ class GrpcServer:
             lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
         # The limit is inside the error mapping, so that its refusal is mapped like any other error.
-        self._interceptor = LayersInterceptor(MetricsLayer(metrics), ErrorLayer(), limit)
+        layers: list[Layer] = [MetricsLayer(metrics), ErrorLayer(), limit]
+        if tracing.is_on():
+            # Inside the error mapping, to know errors by their reasons.
+            layers.insert(2, tracing.TracingLayer())
+        self._interceptor = LayersInterceptor(*layers)
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = HealthServicer()

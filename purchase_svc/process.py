@@ -18,6 +18,7 @@ from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 from purchase_svc.buying import Buying
 from purchase_svc.history_book import HistoryBook
 from purchase_svc.operator_desk import OperatorDesk
@@ -132,7 +133,7 @@ async def serve() -> None:
     configure_logs("purchase")
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
-    async with running_serve(settings) as running:
+    async with exporting("purchase"), running_serve(settings) as running:
         await until_stopped(stop, running.crashed)
 
 
