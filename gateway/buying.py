@@ -130,8 +130,8 @@ class Buying:
     async def buy(
         self, request: purchase.CreatePurchaseRequest, stock: SaleStock | None, mark: int, began: float
     ) -> purchase.CreatePurchaseOutcome:
-        """Buys, together with others; the request has been looked at since ``began``. Raises OVERLOADED when there is no room, or it waited too long; that and
-        UNAVAILABLE and DEADLINE_EXCEEDED leave the same request free to be sent again."""
+        """Buys, together with others; the request came at ``began``. Raises OVERLOADED when there is no room, or it
+        waited too long; that and UNAVAILABLE and DEADLINE_EXCEEDED leave the same request free to be sent again."""
         item = _Buy(request, stock, mark, self._clock(), began)
         future = self._batcher.enqueue(item)
         self._waiting.append((item, future))

@@ -230,8 +230,8 @@ def metadata_of(group: Group | None) -> Metadata | None:
     return None if group is None else group.metadata
 
 
-def headers_of(group: Group | None) -> dict[str, bytes] | None:
-    """As ``metadata_of``, for the headers of a message."""
+def headers_of(group: Group | None) -> dict[str, Any] | None:
+    """As ``metadata_of``, for the headers of a message within ``publishing``."""
     return None if group is None else dict(group.metadata)
 
 
@@ -241,12 +241,16 @@ def parents_in(pairs: Mapping[str, Any] | Sequence[tuple[str, Any]] | None) -> P
     if _tracing is None or not pairs:
         return _NO_PARENTS
     octets = dict(pairs).get(HEADER)
-    if not isinstance(octets, bytes) or len(octets) % _LINK_BYTES or len(octets) > _LINKED_MAX * _LINK_BYTES:
+    if (
+        not isinstance(octets, bytes | bytearray)
+        or len(octets) % _LINK_BYTES
+        or len(octets) > _LINKED_MAX * _LINK_BYTES
+    ):
         return _NO_PARENTS
     return {trace_id: span_id for trace_id, span_id in _links(octets) if _tracing.records(trace_id) and span_id}
 
 
-def _links(octets: bytes) -> Iterator[tuple[int, int]]:
+def _links(octets: bytes | bytearray) -> Iterator[tuple[int, int]]:
     for start in range(0, len(octets), _LINK_BYTES):
         middle = start + _TRACE_BYTES
         yield int.from_bytes(octets[start:middle]), int.from_bytes(octets[middle : start + _LINK_BYTES])
