@@ -20,6 +20,7 @@ from granian.server.embed import Server
 from gateway.app import App
 from gateway.balances import Balances
 from gateway.buying import Buying
+from gateway.cross_origin import Application, CrossOrigin, origins_of
 from gateway.following import StockFollowers
 from gateway.metrics import GatewayMetrics
 from gateway.operating import Operating
@@ -75,7 +76,7 @@ def reserved_port(settings: Settings) -> Iterator[int]:
 class HttpServer:
     """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive."""
 
-    def __init__(self, app: App, settings: Settings, port: int) -> None:
+    def __init__(self, app: Application, settings: Settings, port: int) -> None:
         self._address = (settings.address[0], port)
         self._server = Server(
             app,
@@ -230,7 +231,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
         with reserved_port(settings) as port:
-            server = HttpServer(app, settings, port)
+            origins = origins_of(settings.cors_origins)
+            server = HttpServer(CrossOrigin(app, origins) if origins else app, settings, port)
             await server.start()
         try:
             log.info("serving", listen=settings.listen, port=port)
