@@ -24,7 +24,7 @@ _VARY = ("vary", "origin")
 class Application(Protocol):
     """What an HTTP server serves."""
 
-    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         """Answers one request."""
 
 
@@ -93,4 +93,5 @@ class _Answering:
         return self._protocol()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._protocol.__aiter__()
+        chunks: AsyncIterator[bytes] = self._protocol.__aiter__()
+        return chunks

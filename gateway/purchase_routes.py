@@ -132,11 +132,11 @@ class PurchaseRoutes:
             "quantity": wanted.quantity,
             "state": purchase_state_name(outcome.state),
         }
-        headers = [("location", f"/v1/purchases/{outcome.purchase_id}"), *rate]
+        told = [("location", f"/v1/purchases/{outcome.purchase_id}"), *rate]
         if outcome.state == _WAITLISTED:
             shown |= place_json(outcome.waitlist_position, outcome.estimated_wait_s)
-            return json_answer(202, shown, headers, reason="WAITLISTED")
-        return json_answer(202, shown, headers)
+            return json_answer(202, shown, told, reason="WAITLISTED")
+        return json_answer(202, shown, told)
 
     def _take_turn(self, user_id: str, now: float) -> Headers:
         """The headers that tell a user what is left. Raises USER_RATE_LIMITED, with them, when nothing is."""

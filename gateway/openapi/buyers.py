@@ -1,6 +1,7 @@
 """Operations of buyers, and of everybody."""
 
 from gateway.admission import BODY_BYTES_MAX
+from gateway.openapi.json_schema import Schema, ref, text
 from gateway.openapi.parts import (
     BEARER,
     ETAG,
@@ -19,7 +20,6 @@ from gateway.openapi.parts import (
     parameter,
     problems,
 )
-from gateway.openapi.schemas import Schema, ref, text
 from mesh.validation import ID_LENGTH_MAX
 
 _UNCHANGED = {"304": {"description": "The client has it", "headers": ETAG}}

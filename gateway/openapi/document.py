@@ -3,6 +3,8 @@
 from typing import Any
 
 from gateway.openapi import buyers, operators
+from gateway.openapi.operator_schemas import OPERATOR_SCHEMAS
+from gateway.openapi.parts import RESPONSES
 from gateway.openapi.schemas import SCHEMAS
 
 _WORDS = """\
@@ -30,7 +32,8 @@ def openapi_document() -> dict[str, Any]:
         ],
         "paths": {**buyers.PATHS, **operators.PATHS},
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": {**SCHEMAS, **OPERATOR_SCHEMAS},
+            "responses": RESPONSES,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }

@@ -1,5 +1,6 @@
 """Operations of operators: their token says so (claim `role`), and names them in the record of what was done."""
 
+from gateway.openapi.json_schema import Schema, ref
 from gateway.openapi.parts import (
     BEARER,
     OPERATORS,
@@ -12,7 +13,6 @@ from gateway.openapi.parts import (
     page_size,
     problems,
 )
-from gateway.openapi.schemas import Schema, ref
 from gateway.operating import PAGE_MAX, REPLAY_MAX
 
 

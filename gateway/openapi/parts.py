@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.admission import BODY_BYTES_MAX
-from gateway.openapi.schemas import Schema, ref, text, whole
+from gateway.openapi.json_schema import Schema, ref, text, whole
 
 Operation = dict[str, Any]
 
@@ -61,21 +61,30 @@ def answer(description: str, schema: Schema | None = None, headers: Schema | Non
     return made
 
 
-def problems(statuses: Sequence[int], *, rate: bool = False) -> Schema:
-    """Refusals, as problem details. Of operations that use up a user's requests some tell the ``rate``."""
-    made: Schema = {}
-    for status in statuses:
-        headers: Schema = {"Retry-After": {"required": True, **_RETRY_AFTER}} if status in _RETRIED else {}
-        if status == 401:
-            headers["WWW-Authenticate"] = {"required": True, "schema": text("Bearer")}
-        if rate and status in (400, 403, 404, 409, *_RETRIED):
-            headers = headers | _RATE
-        made[str(status)] = {
-            "description": _PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": ref("Problem")}},
-            **({"headers": headers} if headers else {}),
-        }
+def _problem(status: int, *, rate: bool) -> Schema:
+    headers: Schema = {"Retry-After": {"required": True, **_RETRY_AFTER}} if status in _RETRIED else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = {"required": True, "schema": text("Bearer")}
+    made: Schema = {
+        "description": _PROBLEMS[status],
+        "content": {"application/problem+json": {"schema": ref("Problem")}},
+    }
+    if headers or rate:
+        made["headers"] = headers | (_RATE if rate else {})
     return made
+
+
+#: Every refusal; and as it is given, perhaps, to a request that has used up one of its user's.
+RESPONSES: Schema = {
+    **{f"Problem{status}": _problem(status, rate=False) for status in _PROBLEMS},
+    **{f"Rated{status}": _problem(status, rate=True) for status in _PROBLEMS},
+}
+
+
+def problems(statuses: Sequence[int], *, rate: bool = False) -> Schema:
+    """Refusals of an operation; with ``rate`` they may tell how many requests its user has left."""
+    kind = "Rated" if rate else "Problem"
+    return {str(status): {"$ref": f"#/components/responses/{kind}{status}"} for status in sorted(statuses)}
 
 
 def parameter(name: str, place: str, schema: Schema, description: str, *, required: bool = False) -> Schema:
@@ -113,4 +122,4 @@ OPEN = (400, 429, 500, 503, 504)
 OWN = (400, 401, 404, 429, 431, 500, 503, 504)
 OPERATORS = (400, 401, 403, 404, 409, 429, 431, 500, 503, 504)
 WITH_BODY = (408, 413, 415)
-BEARER = [{"bearer": []}]
+BEARER: list[Schema] = [{"bearer": []}]
