@@ -112,7 +112,7 @@ class PurchaseRoutes:
                 request_id=request_id,
                 user_id=user_id,
                 sale_id=sale_id,
-                quantity=wanted.quantity,
+                quantity=int(wanted.quantity),
                 waitlist=wanted.waitlist,
             ),
             followed.stock if followed is not None else None,

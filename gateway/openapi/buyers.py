@@ -1,7 +1,7 @@
 """Operations of buyers, and of everybody."""
 
 from gateway.admission import BODY_BYTES_MAX
-from gateway.openapi.json_schema import Schema, ref, text
+from gateway.openapi.json_schema import Schema, ref, text, whole
 from gateway.openapi.parts import (
     BEARER,
     ETAG,
@@ -47,6 +47,19 @@ _CURRENCY = parameter(
 _LAST_EVENT = parameter(
     "Last-Event-ID", "header", text("An event's id"), "The last event seen before a reconnect: nothing older is sent"
 )
+
+
+#: One event. There is no way in OpenAPI 3.1 to say that there are many.
+_EVENT = {
+    "type": "object",
+    "description": "One of the events",
+    "properties": {
+        "event": text("What it tells", enum=["stock", "unavailable"]),
+        "id": text("Names the reading: `Last-Event-ID` after a reconnect"),
+        "data": text("A Stock; of `unavailable` an object with a `reason`", contentMediaType="application/json"),
+        "retry": whole("Delay before a reconnect, milliseconds"),
+    },
+}
 
 
 def _public(operation_id: str, summary: str, schema: str, parameters: list[Schema], *, missing: bool) -> Operation:
@@ -166,7 +179,7 @@ PATHS: dict[str, dict[str, Operation]] = {
             " read. At most twenty a second; ends after a minute, and browsers reconnect.",
             "parameters": [SALE_ID, _LAST_EVENT],
             "responses": {
-                "200": {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+                "200": {"description": "Events", "content": {"text/event-stream": {"schema": _EVENT}}},
                 **problems((*OPEN, 404)),
             },
         }

@@ -83,7 +83,7 @@ def test_the_part_that_is_asked_for_is_recorded_of_the_purchases_of_one_sale(rat
 
 
 def test_every_process_decides_alike_and_a_larger_part_holds_the_smaller() -> None:
-    found = []
+    found: list[set[int]] = []
     for ratio in (0.1, 0.1, 0.3):
         recorder = recording(ratio)
         # One is told the ids as such, another as text.
