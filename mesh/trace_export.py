@@ -1,7 +1,9 @@
 """Turns tracing on in a process where the settings say so."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,6 +30,23 @@ class TraceSettings:
             raise SettingsError(f"{PREFIX}OTLP_ENDPOINT: {self.otlp_endpoint!r} is not http(s)://host:port")
 
 
+async def _end(shut_down: Callable[[], None]) -> None:
+    """Calls ``shut_down``, which blocks, and goes on without it where the collector does not answer. Its thread is one
+    that no exit of the process waits for."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def work() -> None:
+        shut_down()
+        # The loop may be gone by then.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=work, name="last spans", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_S_MAX):
+            await ended.wait()
+
+
 @asynccontextmanager
 async def exporting(service: str) -> AsyncIterator[None]:
     """Until left, traces as ``service`` the part of the purchases that MESH_TRACE_RATIO says; 0, the default: none, and
@@ -46,6 +65,4 @@ async def exporting(service: str) -> AsyncIterator[None]:
         yield
     finally:
         tracing.turn_off()
-        # In a thread, because it blocks, and for so long at most, because the collector may be away.
-        ending = asyncio.ensure_future(asyncio.to_thread(recorder.shut_down))
-        await asyncio.wait([ending], timeout=_LAST_S_MAX)
+        await _end(recorder.shut_down)

@@ -1,7 +1,9 @@
 """Traces: which purchases are recorded, what is under what, and that off means off."""
 
+import socket
 import subprocess
 import sys
+import time
 import timeit
 import uuid
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ import pytest
 from mesh import tracing
 from mesh.identity import purchase_id
 from mesh.settings import SettingsError, read_settings
-from mesh.trace_export import TraceSettings
+from mesh.trace_export import TraceSettings, exporting
+from tests.support.collector import Collector
 
 SALE = "3a6f4c1e-0d1b-4a55-8c7e-5f1f2f1d9b3a"
 
@@ -110,6 +113,18 @@ def test_spans_nest_by_purchase_whatever_batch_they_are_in() -> None:
         ("batch of both", two.int): "second caller",
     }
     assert all(span.ended and span.error is None for span in recorder.spans)
+
+
+def test_a_span_that_has_ended_is_nobodys_parent() -> None:
+    recorder = recording()
+    [key] = ids(1)
+    with tracing.spans("outer", [key]):
+        with tracing.spans("first", [key]):
+            pass
+        with tracing.spans("second", [key]):
+            pass
+    outer, first, second = recorder.spans
+    assert (first.parent, second.parent) == (outer.span_id, outer.span_id)
 
 
 def test_the_parent_travels_with_a_call_and_with_a_message() -> None:
@@ -214,6 +229,53 @@ def test_off_nothing_is_loaded_for_it() -> None:
         "assert not {'mesh.span_recorder', 'opentelemetry.sdk.trace', 'opentelemetry.exporter'} & sys.modules.keys()\n"
     )
     assert subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ".:gen"}, timeout=60).returncode == 0
+
+
+async def test_spans_come_to_the_collector_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Collector() as collector:
+        monkeypatch.setenv("MESH_TRACE_RATIO", "1")
+        monkeypatch.setenv("MESH_TRACE_OTLP_ENDPOINT", collector.endpoint)
+        [key] = ids(1)
+
+        def fail() -> None:
+            with tracing.sql("query", [key]) as group:
+                assert group is not None
+                group.set(key, "flashsale.state", "CONFIRMED")
+                raise ValueError("secret")
+
+        async with exporting("a service"):
+            with tracing.requests("request", [(key, 0.5)]), pytest.raises(ValueError, match="secret"):
+                fail()
+        request, query = collector.traces()[key.hex]
+    assert (request.service, request.name, request.parent_id) == ("a service", "request", "")
+    assert request.end_ns - request.start_ns >= 0.5e9
+    assert (query.parent_id, query.failed, request.failed) == (request.span_id, True, False)
+    assert query.attributes == {
+        "db.system.name": "postgresql",
+        "db.query.summary": "query",
+        "error.type": "ValueError",
+        "flashsale.purchase_id": str(key),
+        "flashsale.state": "CONFIRMED",
+    }
+
+
+def test_a_collector_that_does_not_answer_keeps_no_process_from_ending() -> None:
+    program = (
+        "import asyncio, uuid\n"
+        "from mesh import tracing\n"
+        "from mesh.trace_export import exporting\n"
+        "async def main():\n"
+        "    async with exporting('test'):\n"
+        "        for number in range(5000):\n"
+        "            with tracing.spans('work', [uuid.uuid4()]): pass\n"
+        "asyncio.run(main())\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"PYTHONPATH": ".:gen", "MESH_TRACE_RATIO": "1", "MESH_TRACE_OTLP_ENDPOINT": endpoint}
+        began = time.monotonic()
+        assert subprocess.run([sys.executable, "-c", program], env=env, timeout=60).returncode == 0
+    assert time.monotonic() - began < 8
 
 
 def test_a_wrong_setting_is_refused_by_name() -> None:
