@@ -179,12 +179,11 @@ class Buying:
 
     async def _call(self, items: Sequence[_Buy]) -> Sequence[purchase.CreatePurchaseOutcome]:
         if not tracing.is_on():
-            return await self._answered(items, None)
+            return await self._answered(items, ())
         now, ids = self._clock(), [item.purchase_id for item in items]
         ages = ((key, now - item.began) for key, item in zip(ids, items, strict=True))
         with tracing.requests("POST /v1/sales/{sale_id}/purchases", ages, _HTTP) as requests:
-            with tracing.calling(_BUY, ids) as calling:
-                outcomes = await self._answered(items, tracing.metadata_of(calling))
+            outcomes = await self._answered(items, ids)
             if requests is not None:
                 for key, outcome in zip(ids, outcomes, strict=True):
                     if outcome.reason:
@@ -192,15 +191,18 @@ class Buying:
             return outcomes
 
     async def _answered(
-        self, items: Sequence[_Buy], metadata: tracing.Metadata | None
+        self, items: Sequence[_Buy], ids: Sequence[uuid.UUID]
     ) -> Sequence[purchase.CreatePurchaseOutcome]:
         request = purchase.BatchCreatePurchasesRequest(requests=[item.request for item in items])
         try:
-            response = await self._stub.BatchCreatePurchases(request, timeout=self._timeout_s, metadata=metadata)
+            with tracing.calling(_BUY, ids) as calling:
+                response = await self._stub.BatchCreatePurchases(
+                    request, timeout=self._timeout_s, metadata=tracing.metadata_of(calling)
+                )
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
-            ids = named(item.purchase_id for item in items)
-            log.warning("purchases not answered", purchases=len(items), purchase_ids=ids, reason=error.reason_name)
+            who = named(item.purchase_id for item in items)
+            log.warning("purchases not answered", purchases=len(items), purchase_ids=who, reason=error.reason_name)
             return [
                 purchase.CreatePurchaseOutcome(reason=error.reason, retry_after_ms=error.retry_after_ms)  # type: ignore[arg-type]
             ] * len(items)

@@ -137,8 +137,7 @@ class Group:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The text of an error may tell more than a trace should; a reason or the name of its kind does not.
-        told = None if error is None else str(getattr(error, "reason_name", type(error).__name__))
+        told = None if error is None else _told(error)
         for trace_id, span in self._spans.items():
             self._tracing.pop(trace_id, span.span_id)
             span.end(told)
@@ -157,6 +156,13 @@ class Group:
             trace_id.to_bytes(_TRACE_BYTES) + span_id.to_bytes(_SPAN_BYTES) for trace_id, span_id in pairs
         )
         return ((HEADER, octets),) if octets else ()
+
+
+def _told(error: BaseException) -> str:
+    """What a trace tells of an error: its reason, status or kind. Its text may tell more than a trace should."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code().name
+    return str(getattr(error, "reason_name", type(error).__name__))
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -231,8 +237,9 @@ def metadata_of(group: Group | None) -> Metadata | None:
 
 
 def headers_of(group: Group | None) -> dict[str, Any] | None:
-    """As ``metadata_of``, for the headers of a message within ``publishing``."""
-    return None if group is None else dict(group.metadata)
+    """As ``metadata_of``, for the headers of a message within ``publishing``; as AMQP's byte array, for which pamqp
+    wants a bytearray."""
+    return None if group is None else {name: bytearray(octets) for name, octets in group.metadata}
 
 
 def parents_in(pairs: Mapping[str, Any] | Sequence[tuple[str, Any]] | None) -> Parents:
