@@ -8,7 +8,7 @@ from balance_svc import bookkeeping
 from balance_svc.account import AccountKey
 from balance_svc.hold import Decision, Hold, HoldRequest, HoldState
 from balance_svc.hold_batch import HoldBatch, HoldChanges
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.postgres import Connection, Pool, Queries, connection
 
 
@@ -17,6 +17,15 @@ def hold_from_row(row: Sequence[Any]) -> Hold:
     hold_id, user_id, currency_code, amount_minor, beneficiary, state, refusal, create_time, expire_time, end_time = row
     request = HoldRequest(hold_id, user_id, currency_code, amount_minor, beneficiary)
     return Hold(request, HoldState(state), bookkeeping.refusal_of(refusal), create_time, expire_time, end_time)
+
+
+#: What a transaction does, by the point of it.
+_WORK = {
+    "balance.captured": "capture holds",
+    "balance.released": "release holds",
+    "balance.reversed": "reverse captures",
+    "balance.expired": "expire holds",
+}
 
 
 class HoldBook:
@@ -41,7 +50,8 @@ class HoldBook:
                 conn, keys, hold_ids, lambda batch: [batch.place(request, self._ttl) for request in requests]
             )
 
-        return await self._committed("balance.placed", work)
+        with tracing.sql("place holds", (request.hold_id for request in requests)):
+            return await self._committed("balance.placed", work)
 
     async def capture(self, hold_ids: Sequence[str]) -> list[Decision]:
         """Takes the money of each hold and books it to its beneficiary."""
@@ -83,7 +93,8 @@ class HoldBook:
                 conn, set(owners.values()), owners, lambda batch: [decide(batch, hold_id) for hold_id in hold_ids]
             )
 
-        return await self._committed(point, work)
+        with tracing.sql(_WORK[point], hold_ids):
+            return await self._committed(point, work)
 
     async def _committed(self, point: str, work: Callable[[Connection], Awaitable[list[Decision]]]) -> list[Decision]:
         decisions = await bookkeeping.decide_in_transaction(self._pool, work)

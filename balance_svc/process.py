@@ -24,6 +24,7 @@ from mesh.metrics import Metrics
 from mesh.postgres import Queries, open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 from mesh.transport import PLAINTEXT, Transport, read_transport
 
 log = get_logger(__name__)
@@ -91,7 +92,7 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("balance")
     stop = stop_signal()
-    async with running(settings, read_transport()) as service:
+    async with exporting("balance"), running(settings, read_transport()) as service:
         await until_stopped(stop, service.crashed)
 
 

@@ -19,10 +19,21 @@ QUANTITY_MAX = 1000
 LENGTHS_WITHOUT_WISH = frozenset(map(str, range(len('{"waitlist":true}'))))
 
 
+#: A whole number in JSON: 1.0 is one, and many languages write it so (JSON Schema, draft 2020-12, section 4.2.3).
+Whole = int | float
+
+
+def whole(field: str, value: Whole, low: int, high: int) -> int:
+    """The number. Raises INVALID_ARGUMENT when it has a fraction, or is not from ``low`` to ``high``."""
+    if not low <= value <= high or value != int(value):
+        raise invalid_argument((field, f"must be {low} to {high}, a whole number"))
+    return int(value)
+
+
 class PurchaseBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a buyer sends: how many shares, and whether to wait in line if there are too few."""
 
-    quantity: int = 1
+    quantity: Whole = 1
     waitlist: bool = False
 
 
@@ -76,6 +87,6 @@ def purchase_of(body: bytes) -> PurchaseBody:
         wanted = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_argument(("body", str(error) or "is not JSON")) from error
-    if not 1 <= wanted.quantity <= QUANTITY_MAX:
-        raise invalid_argument(("quantity", f"must be 1 to {QUANTITY_MAX}"))
-    return wanted
+    if type(wanted.quantity) is int and 1 <= wanted.quantity <= QUANTITY_MAX:
+        return wanted
+    return PurchaseBody(whole("quantity", wanted.quantity, 1, QUANTITY_MAX), wanted.waitlist)

@@ -1,6 +1,7 @@
 """Sends purchases on in batches, as many as can be answered in time."""
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
+from gateway.problems import known_reason
 from gateway.queue_limit import QueueLimit
 from gateway.settings import Settings
 from gateway.sold_out import SaleStock
+from mesh import tracing
 from mesh.batcher import Batcher
-from mesh.errors import DomainError, from_rpc_error
-from mesh.logs import get_logger
+from mesh.errors import DomainError, from_rpc_error, reason_name
+from mesh.identity import purchase_id
+from mesh.logs import get_logger, named
 
 if TYPE_CHECKING:
     from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceAsyncStub
@@ -26,6 +30,10 @@ log = get_logger(__name__)
 _SOLD_OUT = ErrorReason.ERROR_REASON_SOLD_OUT
 #: Refusals that leave a request without anything: no unit, and no place in line.
 _GOT_NOTHING = frozenset({_SOLD_OUT, ErrorReason.ERROR_REASON_WAITLIST_FULL})
+
+_BUY = f"{purchase.DESCRIPTOR.services_by_name['PurchaseService'].full_name}/BatchCreatePurchases"
+#: Of the span of a request.
+_HTTP = {"http.request.method": "POST", "http.route": "/v1/sales/{sale_id}/purchases"}
 
 #: How often requests that have waited too long are looked for, s.
 _OVERDUE_CHECK_S = 0.05
@@ -46,7 +54,13 @@ class _Buy:
     stock: SaleStock | None
     mark: int
     queued_at: float
+    #: When the request began to be looked at.
+    began: float
     sent: bool = False
+
+    @property
+    def purchase_id(self) -> uuid.UUID:
+        return purchase_id(self.request.user_id, self.request.sale_id, self.request.request_id)
 
 
 class Buying:
@@ -114,11 +128,11 @@ class Buying:
         return self._batcher.queued + self._sent
 
     async def buy(
-        self, request: purchase.CreatePurchaseRequest, stock: SaleStock | None, mark: int
+        self, request: purchase.CreatePurchaseRequest, stock: SaleStock | None, mark: int, began: float
     ) -> purchase.CreatePurchaseOutcome:
-        """Buys, together with others. Raises OVERLOADED when there is no room, or it waited too long; that and
-        UNAVAILABLE and DEADLINE_EXCEEDED leave the same request free to be sent again."""
-        item = _Buy(request, stock, mark, self._clock())
+        """Buys, together with others; the request came at ``began``. Raises OVERLOADED when there is no room, or it
+        waited too long; that and UNAVAILABLE and DEADLINE_EXCEEDED leave the same request free to be sent again."""
+        item = _Buy(request, stock, mark, self._clock(), began)
         future = self._batcher.enqueue(item)
         self._waiting.append((item, future))
         return await future
@@ -164,12 +178,31 @@ class Buying:
         return [next(answers) if outcome is None else outcome for outcome in outcomes]
 
     async def _call(self, items: Sequence[_Buy]) -> Sequence[purchase.CreatePurchaseOutcome]:
+        if not tracing.is_on():
+            return await self._answered(items, ())
+        now, ids = self._clock(), [item.purchase_id for item in items]
+        ages = ((key, now - item.began) for key, item in zip(ids, items, strict=True))
+        with tracing.requests("POST /v1/sales/{sale_id}/purchases", ages, _HTTP) as requests:
+            outcomes = await self._answered(items, ids)
+            if requests is not None:
+                for key, outcome in zip(ids, outcomes, strict=True):
+                    if outcome.reason:
+                        requests.set(key, "flashsale.reason", reason_name(known_reason(outcome.reason)))
+            return outcomes
+
+    async def _answered(
+        self, items: Sequence[_Buy], ids: Sequence[uuid.UUID]
+    ) -> Sequence[purchase.CreatePurchaseOutcome]:
         request = purchase.BatchCreatePurchasesRequest(requests=[item.request for item in items])
         try:
-            response = await self._stub.BatchCreatePurchases(request, timeout=self._timeout_s)
+            with tracing.calling(_BUY, ids) as calling:
+                response = await self._stub.BatchCreatePurchases(
+                    request, timeout=self._timeout_s, metadata=tracing.metadata_of(calling)
+                )
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
-            log.warning("purchases not answered", purchases=len(items), reason=error.reason_name)
+            who = named(item.purchase_id for item in items)
+            log.warning("purchases not answered", purchases=len(items), purchase_ids=who, reason=error.reason_name)
             return [
                 purchase.CreatePurchaseOutcome(reason=error.reason, retry_after_ms=error.retry_after_ms)  # type: ignore[arg-type]
             ] * len(items)

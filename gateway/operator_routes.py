@@ -5,20 +5,20 @@ from typing import Any
 import msgspec
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
+from gateway.admission import Whole, whole
 from gateway.operating import PAGE_MAX, PARKED_MAX, REPLAY_MAX, TOTAL_MAX
 from gateway.parts import Parts
 from gateway.problems import Answer, HttpError, encoded_answer, json_answer
 from gateway.requests import allow, authorization_of, json_of, page_size, page_token, uuid_of
 from mesh.errors import invalid_argument
-from mesh.validation import Violations
 
 
 class _TotalBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    total: int
+    total: Whole
 
 
 class _ReplayBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    most: int = 20
+    most: Whole = 20
 
 
 class _ParkedBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -84,8 +84,7 @@ class OperatorRoutes:
     async def _total(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> Answer:
         actor = self._operator(scope)
         sale_id = uuid_of("sale_id", sale_text)
-        total = (await json_of(scope, protocol, _TOTAL)).total
-        _check_integer("total", total, TOTAL_MAX)
+        total = whole("total", (await json_of(scope, protocol, _TOTAL)).total, 1, TOTAL_MAX)
         return json_answer(200, await self._operating.raised(sale_id, total, actor))
 
     async def _statement(self, scope: Scope, sale_text: str) -> Answer:
@@ -104,8 +103,7 @@ class OperatorRoutes:
 
     async def _replay_dead_letters(self, scope: Scope, protocol: HTTPProtocol) -> Answer:
         self._operator(scope)
-        most = (await json_of(scope, protocol, _REPLAY)).most
-        _check_integer("most", most, REPLAY_MAX)
+        most = whole("most", (await json_of(scope, protocol, _REPLAY)).most, 1, REPLAY_MAX)
         return json_answer(200, await self._operating.replayed_dead_letters(most))
 
     async def _parked(self, scope: Scope) -> Answer:
@@ -119,9 +117,3 @@ class OperatorRoutes:
             raise invalid_argument(("purchase_ids", f"must be 1 to {PARKED_MAX} ids"))
         ids = [uuid_of(f"purchase_ids[{place}]", text) for place, text in enumerate(texts)]
         return json_answer(200, await self._operating.replayed_parked(ids))
-
-
-def _check_integer(field: str, value: int, most: int) -> None:
-    violations = Violations()
-    violations.integer(field, value, 1, most)
-    violations.raise_if_any()

@@ -12,7 +12,8 @@ from mesh.errors import DomainError
 
 Headers = list[tuple[str, str]]
 
-_JSON = ("content-type", "application/json")
+#: Header of a body that is JSON.
+JSON = ("content-type", "application/json")
 _PROBLEM = ("content-type", "application/problem+json")
 _NO_STORE = ("cache-control", "no-store")
 
@@ -43,16 +44,24 @@ class HttpError(Exception):
         super().__init__(detail)
 
 
+class RefusalError(DomainError):
+    """A refusal whose answer has headers of its own."""
+
+    def __init__(self, reason: int, message: str = "", *, headers: Sequence[tuple[str, str]], **details: Any) -> None:
+        self.headers = tuple(headers)
+        super().__init__(reason, message, **details)
+
+
 def json_answer(
     status: int, value: Mapping[str, Any], headers: Sequence[tuple[str, str]] = (), *, reason: str = "OK"
 ) -> Answer:
     """An answer with a JSON body that no cache may keep."""
-    return Answer(status, [_JSON, _NO_STORE, *headers], msgspec.json.encode(value), reason)
+    return Answer(status, [JSON, _NO_STORE, *headers], msgspec.json.encode(value), reason)
 
 
 def encoded_answer(octets: bytes) -> Answer:
     """An answer 200 with a body that is JSON already."""
-    return Answer(200, [_JSON, _NO_STORE], octets)
+    return Answer(200, [JSON, _NO_STORE], octets)
 
 
 def _problem(
@@ -82,7 +91,7 @@ def http_problem(error: HttpError) -> Answer:
 
 def domain_problem(error: DomainError) -> Answer:
     """The answer to a refusal: the reason's status, Retry-After when a repetition may help, the violations."""
-    headers: Headers = []
+    headers: Headers = list(error.headers) if isinstance(error, RefusalError) else []
     retry_after_ms = error.retry_after_ms
     if error.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED and not retry_after_ms:
         retry_after_ms = _UNKNOWN_RETRY_MS

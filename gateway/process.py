@@ -20,6 +20,7 @@ from granian.server.embed import Server
 from gateway.app import App
 from gateway.balances import Balances
 from gateway.buying import Buying
+from gateway.cross_origin import Application, CrossOrigin, origins_of
 from gateway.following import StockFollowers
 from gateway.metrics import GatewayMetrics
 from gateway.operating import Operating
@@ -40,6 +41,7 @@ from mesh.loopback import require_local
 from mesh.metrics import Metrics
 from mesh.server import stop_signal, until_stopped
 from mesh.settings import SettingsError, read_settings
+from mesh.trace_export import exporting
 from mesh.transport import PLAINTEXT, Transport, read_transport, show_expiry
 
 log = get_logger(__name__)
@@ -76,7 +78,7 @@ def reserved_port(settings: Settings) -> Iterator[int]:
 class HttpServer:
     """Granian inside our event loop, one worker: HTTP/1.1 with keep-alive, over TLS where there is a certificate."""
 
-    def __init__(self, app: App, settings: Settings, port: int) -> None:
+    def __init__(self, app: Application, settings: Settings, port: int) -> None:
         self._address = (settings.address[0], port)
         self._server = Server(
             app,
@@ -244,7 +246,8 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
         with reserved_port(settings) as port:
-            server = HttpServer(app, settings, port)
+            origins = origins_of(settings.cors_origins)
+            server = HttpServer(CrossOrigin(app, origins) if origins else app, settings, port)
             await server.start()
         try:
             log.info("serving", listen=settings.listen, port=port)
@@ -265,7 +268,7 @@ async def serve() -> None:
     settings = read_settings(Settings, "GATEWAY_")
     configure_logs("gateway")
     stop = stop_signal()
-    async with running(settings, read_transport()) as gateway:
+    async with exporting("gateway"), running(settings, read_transport()) as gateway:
         # What exists now lives as long as the process; a collection need not look at it again.
         gc.freeze()
         await until_stopped(stop, gateway.crashed)

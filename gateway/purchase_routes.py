@@ -11,7 +11,8 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 from gateway.admission import PurchaseBody, body_length, idempotency_key, purchase_of
 from gateway.json_forms import place_json, purchase_state_name
 from gateway.parts import Parts
-from gateway.problems import SOLD_OUT, Answer, HttpError, json_answer, known_reason
+from gateway.problems import SOLD_OUT, Answer, Headers, HttpError, RefusalError, json_answer, known_reason
+from gateway.rate_headers import RateHeaders
 from gateway.requests import allow, authorization_of, body_of, page_token, parameter, uuid_of, wait_s
 from mesh.errors import DomainError
 from mesh.identity import fingerprint
@@ -41,6 +42,7 @@ class PurchaseRoutes:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._at_door = parts.followers.by_path
+        self._rate_headers = RateHeaders(parts.user_rate.rate_per_s, parts.user_rate.burst)
         # Kept: asking asyncio for it costs a system call each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
@@ -101,7 +103,7 @@ class PurchaseRoutes:
             raise DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE, "shutting down; send the same request again")
         parts.buying.check_room(now)
         user_id = parts.tokens.user_id(authorization)
-        self._check_user_rate(user_id, now)
+        rate = self._take_turn(user_id, now)
         followed = parts.followers.follow(sale_id, now)
         if wanted is None:
             wanted = purchase_of(await body_of(headers, protocol, length, self._loop))
@@ -110,16 +112,18 @@ class PurchaseRoutes:
                 request_id=request_id,
                 user_id=user_id,
                 sale_id=sale_id,
-                quantity=wanted.quantity,
+                quantity=int(wanted.quantity),
                 waitlist=wanted.waitlist,
             ),
             followed.stock if followed is not None else None,
             mark,
+            now,
         )
         if outcome.reason:
-            raise DomainError(
+            raise RefusalError(
                 known_reason(outcome.reason),
                 _REFUSALS.get(outcome.reason, ""),
+                headers=rate,
                 retry_after_ms=outcome.retry_after_ms or None,
             )
         shown = {
@@ -128,21 +132,26 @@ class PurchaseRoutes:
             "quantity": wanted.quantity,
             "state": purchase_state_name(outcome.state),
         }
-        location = [("location", f"/v1/purchases/{outcome.purchase_id}")]
+        told = [("location", f"/v1/purchases/{outcome.purchase_id}"), *rate]
         if outcome.state == _WAITLISTED:
             shown |= place_json(outcome.waitlist_position, outcome.estimated_wait_s)
-            return json_answer(202, shown, location, reason="WAITLISTED")
-        return json_answer(202, shown, location)
+            return json_answer(202, shown, told, reason="WAITLISTED")
+        return json_answer(202, shown, told)
 
-    def _check_user_rate(self, user_id: str, now: float) -> None:
-        wait_ms = self._parts.user_rate.take(user_id, now)
+    def _take_turn(self, user_id: str, now: float) -> Headers:
+        """The headers that tell a user what is left. Raises USER_RATE_LIMITED, with them, when nothing is."""
+        rate = self._parts.user_rate
+        wait_ms = rate.take(user_id, now)
+        headers = self._rate_headers.of(rate.left)
         if wait_ms:
-            raise DomainError(
+            raise RefusalError(
                 ErrorReason.ERROR_REASON_USER_RATE_LIMITED,
                 "you are sending more often than allowed",
+                headers=headers,
                 metadata={"limit_per_s": f"{self._parts.user_rate.rate_per_s:g}"},
                 retry_after_ms=wait_ms,
             )
+        return headers
 
     def _user_id(self, scope: Scope) -> str:
         return self._parts.tokens.user_id(authorization_of(scope))
@@ -168,17 +177,17 @@ class PurchaseRoutes:
 
     async def _cancel(self, scope: Scope, purchase_text: str) -> Answer:
         user_id = self._user_id(scope)
-        self._check_user_rate(user_id, self._now())
+        rate = self._take_turn(user_id, self._now())
         purchase_id = uuid_of("purchase_id", purchase_text)
-        return json_answer(200, await self._parts.reading.cancelled(purchase_id, user_id))
+        return json_answer(200, await self._parts.reading.cancelled(purchase_id, user_id), rate)
 
     async def _refund(self, scope: Scope, purchase_text: str) -> Answer:
         user_id = self._user_id(scope)
-        self._check_user_rate(user_id, self._now())
+        rate = self._take_turn(user_id, self._now())
         purchase_id = uuid_of("purchase_id", purchase_text)
         value = await self._parts.reading.refunded(purchase_id, user_id)
         # Accepted, and not done before it is REFUNDED.
-        return json_answer(200 if value["state"] == "REFUNDED" else 202, value)
+        return json_answer(200 if value["state"] == "REFUNDED" else 202, value, rate)
 
     async def _receipt(self, scope: Scope, purchase_text: str) -> Answer:
         user_id = self._user_id(scope)

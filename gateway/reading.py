@@ -16,6 +16,7 @@ from gateway.following import StockFollowers
 from gateway.json_forms import purchase_json, receipt_json, sale_json, stock_json
 from gateway.settings import Settings
 from gateway.shared_value import SharedValue
+from mesh import tracing
 from mesh.errors import DomainError, from_rpc_error
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _SALE_S, _SALES_MAX = 0.5, 256
 _LISTED_MAX, _LOOKED_THROUGH_MAX = 100, 300
 #: Purchases of one page.
 _OWN_MAX = 100
+
+_SERVICE = purchase.DESCRIPTOR.services_by_name["PurchaseService"].full_name
 
 _FINAL = frozenset(
     {
@@ -95,13 +98,27 @@ class Reading:
     async def cancelled(self, purchase_id: str, user_id: str) -> dict[str, Any]:
         """A user's purchase after it was cancelled."""
         request = purchase.CancelPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
-        answer = await self._read(lambda: self._purchases.CancelPurchase(request, timeout=self._timeout_s))
+        with (
+            tracing.requests("DELETE /v1/purchases/{purchase_id}", ((purchase_id, 0.0),)),
+            tracing.calling(f"{_SERVICE}/CancelPurchase", (purchase_id,)) as traced,
+        ):
+            metadata = tracing.metadata_of(traced)
+            answer = await self._read(
+                lambda: self._purchases.CancelPurchase(request, timeout=self._timeout_s, metadata=metadata)
+            )
         return purchase_json(answer.purchase)
 
     async def refunded(self, purchase_id: str, user_id: str) -> dict[str, Any]:
         """A user's purchase after a refund was asked for."""
         request = purchase.RefundPurchaseRequest(purchase_id=purchase_id, user_id=user_id)
-        answer = await self._read(lambda: self._purchases.RefundPurchase(request, timeout=self._timeout_s))
+        with (
+            tracing.requests("POST /v1/purchases/{purchase_id}/refund", ((purchase_id, 0.0),)),
+            tracing.calling(f"{_SERVICE}/RefundPurchase", (purchase_id,)) as traced,
+        ):
+            metadata = tracing.metadata_of(traced)
+            answer = await self._read(
+                lambda: self._purchases.RefundPurchase(request, timeout=self._timeout_s, metadata=metadata)
+            )
         return purchase_json(answer.purchase)
 
     async def receipt(self, purchase_id: str, user_id: str) -> dict[str, Any]:

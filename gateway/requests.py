@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 #: How long a body may take to come, s.
 _BODY_S_MAX = 5.0
 _LATE_BODY = "the body did not come in time"
+#: How a number of seconds is written: as in JSON.
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 #: Longest ?wait= of a long poll, s.
 _WAIT_S_MAX = 30.0
 
@@ -78,7 +81,7 @@ def wait_s(text: str | None) -> float:
     if text is None:
         return 0.0
     try:
-        seconds = float(text) if len(text) <= 16 else math.nan
+        seconds = float(text) if len(text) <= 32 and _NUMBER.fullmatch(text) else math.nan
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= _WAIT_S_MAX:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import msgspec
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
+from gateway.etags import tagged_json
+from gateway.openapi.document import openapi_document
 from gateway.operator_routes import OperatorRoutes
 from gateway.parts import Parts
 from gateway.problems import Answer, HttpError, json_answer
@@ -23,6 +26,7 @@ class Routes:
         self._sales = SaleRoutes(parts)
         self._operator = OperatorRoutes(parts)
         self._pages = StaticPages()
+        self._contract = msgspec.json.encode(openapi_document())
 
     def find(self, scope: Scope, protocol: HTTPProtocol) -> tuple[str, Any]:
         """The route's name for the metrics, and its work: to be awaited, an Answer, or None if it has answered by
@@ -44,6 +48,9 @@ class Routes:
             case ["", "healthz"]:
                 allow(method, "GET")
                 return "healthz", self._healthz()
+            case ["", "openapi.json"]:
+                allow(method, "GET")
+                return "openapi", self._openapi(scope)
             case ["", ""] | ["", "operator"] | ["", "sales", _] | ["", "pages", *_]:
                 allow(method, "GET", "HEAD")
                 return "page", self._page(scope)
@@ -52,7 +59,8 @@ class Routes:
     async def _balance(self, scope: Scope) -> Answer:
         user_id = self._parts.tokens.user_id(authorization_of(scope))
         violations = Violations()
-        currency_code = violations.currency("currency", parameter(scope, "currency") or "EUR")
+        named = parameter(scope, "currency")
+        currency_code = violations.currency("currency", "EUR" if named is None else named)
         violations.raise_if_any()
         return json_answer(200, await self._parts.reading.balance(user_id, currency_code))
 
@@ -60,6 +68,9 @@ class Routes:
         draining, serving = self._parts.draining.is_set(), self._parts.upstream.serving
         state = "draining" if draining else "serving" if serving else "purchase service unreachable"
         return json_answer(200 if serving and not draining else 503, {"state": state})
+
+    async def _openapi(self, scope: Scope) -> Answer:
+        return tagged_json(self._contract, scope.headers.get("if-none-match"))
 
     async def _page(self, scope: Scope) -> Answer:
         """A page, or what pages are made of. Raises HttpError 404."""

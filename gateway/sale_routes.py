@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import msgspec
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
+from gateway.etags import tagged_json
 from gateway.parts import Parts
-from gateway.problems import Answer, HttpError, encoded_answer, json_answer
+from gateway.problems import Answer, HttpError
 from gateway.requests import allow, uuid_of
 
 
@@ -20,26 +22,28 @@ class SaleRoutes:
         match rest:
             case [sale_id]:
                 allow(scope.method, "GET")
-                return "sale", self._sale(sale_id)
+                return "sale", self._sale(scope, sale_id)
             case [sale_id, "stock"]:
                 allow(scope.method, "GET")
-                return "stock", self._stock(sale_id)
+                return "stock", self._stock(scope, sale_id)
             case [sale_id, "stock", "stream"]:
                 allow(scope.method, "GET")
                 return "stream", self._stream(scope, protocol, sale_id)
             case []:
                 allow(scope.method, "GET")
-                return "sales", self._sales()
+                return "sales", self._sales(scope)
         raise HttpError(404, "there is nothing here")
 
-    async def _sales(self) -> Answer:
-        return encoded_answer(await self._parts.reading.sales())
+    async def _sales(self, scope: Scope) -> Answer:
+        return tagged_json(await self._parts.reading.sales(), scope.headers.get("if-none-match"))
 
-    async def _sale(self, sale_text: str) -> Answer:
-        return json_answer(200, await self._parts.reading.sale(uuid_of("sale_id", sale_text)))
+    async def _sale(self, scope: Scope, sale_text: str) -> Answer:
+        value = await self._parts.reading.sale(uuid_of("sale_id", sale_text))
+        return tagged_json(msgspec.json.encode(value), scope.headers.get("if-none-match"))
 
-    async def _stock(self, sale_text: str) -> Answer:
-        return json_answer(200, await self._parts.reading.stock(uuid_of("sale_id", sale_text)))
+    async def _stock(self, scope: Scope, sale_text: str) -> Answer:
+        value = await self._parts.reading.stock(uuid_of("sale_id", sale_text))
+        return tagged_json(msgspec.json.encode(value), scope.headers.get("if-none-match"))
 
     async def _stream(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> None:
         sale_id = uuid_of("sale_id", sale_text)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gateway.cross_origin import origins_of
 from mesh.metrics import LISTEN_HELP
 from mesh.settings import SettingsError, setting
 
@@ -51,6 +52,7 @@ class Settings:
 
     connections_max: int = setting("connections served at once; further ones wait", default=16_384, minimum=1)
     backlog: int = setting("connections the kernel may hold for us", default=8192, minimum=128)
+    cors_origins: str = setting("origins of other sites whose pages may use this, with commas", default="")
     metrics_listen: str = setting(LISTEN_HELP, default="")
     grace_s: float = setting("time for requests under way when the process stops", default=5.0, minimum=0.0)
 
@@ -62,6 +64,7 @@ class Settings:
             raise SettingsError(f"GATEWAY_JWT_SECRET: shorter than {_SECRET_BYTES_MIN} bytes")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise SettingsError("GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY: set both or none")
+        origins_of(self.cors_origins)
         if self.queue_min > self.queue_max:
             raise SettingsError(f"GATEWAY_QUEUE_MIN: {self.queue_min} is above GATEWAY_QUEUE_MAX ({self.queue_max})")
 

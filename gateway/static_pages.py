@@ -5,6 +5,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.etags import REVALIDATED, names
 from gateway.problems import Answer, Headers
 
 _FOLDER = Path(__file__).resolve().parent / "pages"
@@ -25,7 +26,7 @@ CONTENT_SECURITY_POLICY = (
 
 _COMMON: Headers = [
     # Asked for again each time, and answered by 304: a page never runs with the modules of an older gateway.
-    ("cache-control", "no-cache"),
+    REVALIDATED,
     ("vary", "accept-encoding"),
     ("content-security-policy", CONTENT_SECURITY_POLICY),
     ("x-content-type-options", "nosniff"),
@@ -82,7 +83,7 @@ class StaticPages:
             return None
         packs = _accepts_gzip(accept_encoding)
         etag = file.packed_etag if packs else file.etag
-        if if_none_match is not None and _names(if_none_match, etag):
+        if names(if_none_match, etag):
             return Answer(304, [*_COMMON, ("etag", etag)], b"")
         encoding: Headers = [("content-encoding", "gzip")] if packs else []
         return Answer(200, [*file.headers, ("etag", etag), *encoding], file.packed if packs else file.body)
@@ -108,9 +109,3 @@ def _accepts_gzip(accept_encoding: str | None) -> bool:
         if name.strip().lower() == "gzip":
             return weight.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
     return False
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    """Whether If-None-Match names ``etag``, compared weakly as RFC 9110, section 13.1.2, wants it."""
-    names = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
-    return etag in names or "*" in names

@@ -16,8 +16,11 @@ class UserRate:
         assert burst >= 1
         assert users_max >= 1
         self.rate_per_s = rate_per_s
+        self.burst = burst
         self._burst = float(burst)
         self._users_max = users_max
+        #: Tokens that whoever took or asked for one last has left.
+        self.left = float(burst)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -28,7 +31,8 @@ class UserRate:
         tokens, seen = self._buckets.pop(user_id, (self._burst, now))
         tokens = min(self._burst, tokens + max(0.0, now - seen) * self.rate_per_s)
         allowed = tokens >= 1.0
-        self._buckets[user_id] = (tokens - 1.0 if allowed else tokens, now)
+        self.left = tokens - 1.0 if allowed else tokens
+        self._buckets[user_id] = (self.left, now)
         if len(self._buckets) > self._users_max:
             self._buckets.popitem(last=False)
         return 0 if allowed else max(1, math.ceil((1.0 - tokens) / self.rate_per_s * 1000))

@@ -31,6 +31,7 @@ from mesh.postgres import Pool, open_pool
 from mesh.redis_pool import open_redis
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 from mesh.transport import PLAINTEXT, Transport, read_transport
 
 log = get_logger(__name__)
@@ -181,7 +182,7 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("inventory")
     stop = stop_signal()
-    async with running(settings, read_transport()) as service:
+    async with exporting("inventory"), running(settings, read_transport()) as service:
         await until_stopped(stop, service.crashed)
 
 

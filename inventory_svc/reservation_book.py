@@ -16,7 +16,7 @@ from inventory_svc import releasing, share_numbers
 from inventory_svc.outbox import Move, record_move
 from inventory_svc.sale import Reservation, ReservationState, Stock, Wish, reason_of_stored, sale_not_found
 from inventory_svc.sale_book import SQL
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.postgres import Connection, Pool, connection, in_transaction
 
 _FETCHED_AT_ONCE = 2_000
@@ -134,7 +134,8 @@ class ReservationBook:
                 numbers |= await share_numbers.numbers_of(conn, earlier)
             return {key: _confirmation(locked.get(key), numbers.get(key, ())) for key in wanted}, moves
 
-        done = await in_transaction(self._pool, work)
+        with tracing.sql("confirm reservations", reservation_ids):
+            done = await in_transaction(self._pool, work)
         failpoints.hit("inventory.confirmed")
         return done
 
@@ -144,9 +145,10 @@ class ReservationBook:
 
         Reasons: 0 when released or out of the line, now or earlier; RESERVATION_SOLD, RESERVATION_NOT_FOUND.
         """
-        done = await releasing.until_settled(
-            self._pool, lambda conn: releasing.release(conn, reservation_ids, revoke_sold=revoke_sold)
-        )
+        with tracing.sql("release reservations", reservation_ids):
+            done = await releasing.until_settled(
+                self._pool, lambda conn: releasing.release(conn, reservation_ids, revoke_sold=revoke_sold)
+            )
         failpoints.hit("inventory.released")
         return done
 

@@ -3,7 +3,7 @@ few joins the line in the same way."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -15,7 +15,7 @@ from inventory_svc.sale import SaleTerms, Wish
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import SCRIPT_ITEMS_MAX, StockGate
 from inventory_svc.waitlist_book import Joined, WaitlistBook
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 
@@ -25,6 +25,7 @@ log = get_logger(__name__)
 INSERT_S_MAX = 8.0
 #: Sales of one call that are worked on at once.
 _SALES_AT_ONCE = 4
+_REDIS = {"db.system.name": "redis", "db.operation.name": "EVALSHA"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class _Decisions:
     epochs: list[int] = field(default_factory=list)
     granted: defaultdict[int, dict[str, Wish]] = field(default_factory=lambda: defaultdict(dict))
     in_line: defaultdict[int, dict[str, Wish]] = field(default_factory=lambda: defaultdict(dict))
+
+
+def _ids(wishes: Sequence[Wish]) -> Iterator[str]:
+    return (wish.reservation_id for wish in wishes)
 
 
 class Reserving:
@@ -146,7 +151,8 @@ class Reserving:
         for first in range(0, len(wishes), SCRIPT_ITEMS_MAX):
             part = wishes[first : first + SCRIPT_ITEMS_MAX]
             try:
-                answer = await self._gate.reserve(sale_id, part)
+                with tracing.spans("Redis reserve", _ids(part), tracing.Kind.CLIENT, _REDIS):
+                    answer = await self._gate.reserve(sale_id, part)
             except DomainError as error:
                 if error.reason == ErrorReason.ERROR_REASON_STOCK_RECALIBRATING:
                     self._stale(sale_id)
@@ -173,7 +179,8 @@ class Reserving:
             return {}
         try:
             async with asyncio.timeout(INSERT_S_MAX):
-                reasons = await self._book.insert(sale_id, epoch, list(grants.values()))
+                with tracing.sql("insert_reservations", grants):
+                    reasons = await self._book.insert(sale_id, epoch, list(grants.values()))
         except TimeoutError:
             return dict.fromkeys(grants, int(ErrorReason.ERROR_REASON_UNAVAILABLE))
         except DomainError as error:
@@ -192,7 +199,8 @@ class Reserving:
         """What each id that the gate let wait got once its row in line is committed; failures as in _make_durable."""
         try:
             async with asyncio.timeout(INSERT_S_MAX):
-                joined = await self._waitlist.join(sale_id, epoch, list(joining.values()))
+                with tracing.sql("join_waitlist", joining):
+                    joined = await self._waitlist.join(sale_id, epoch, list(joining.values()))
         except TimeoutError:
             return dict.fromkeys(joining, Joined(ErrorReason.ERROR_REASON_UNAVAILABLE))
         except DomainError as error:

@@ -2,8 +2,27 @@
 
 import logging
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import structlog
+
+#: Most purchases that one line names.
+_NAMED_MAX = 20
+
+
+def named(purchase_ids: Iterable[Any]) -> list[str]:
+    """The ids of purchases that a line is about, as a line tells them (``purchase_ids=named(...)``): 20 at most."""
+    return [str(each) for each, _ in zip(purchase_ids, range(_NAMED_MAX), strict=False)]
+
+
+def _add_trace_ids(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A purchase's trace has the id of the purchase (mesh.tracing), in the form that tools for traces know."""
+    if "purchase_id" in event:
+        event["trace_id"] = str(event["purchase_id"]).replace("-", "")
+    if "purchase_ids" in event:
+        event["trace_ids"] = [str(each).replace("-", "") for each in event["purchase_ids"]]
+    return event
 
 
 def configure_logs(service: str, level: str = "INFO") -> None:
@@ -11,6 +30,7 @@ def configure_logs(service: str, level: str = "INFO") -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        _add_trace_ids,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,

@@ -5,6 +5,7 @@ import contextlib
 
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractExchange
+from aiormq.abc import FieldTable
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
 from mesh.errors import DomainError
@@ -53,7 +54,13 @@ async def close_rabbit(connection: AbstractConnection) -> None:
 
 
 async def publish_confirmed(
-    exchange: AbstractExchange, routing_key: str, body: bytes, *, kind: str, timeout_s: float = 5.0
+    exchange: AbstractExchange,
+    routing_key: str,
+    body: bytes,
+    *,
+    kind: str,
+    headers: FieldTable | None = None,
+    timeout_s: float = 5.0,
 ) -> None:
     """Publishes one persistent, mandatory message and waits for the broker's confirm.
 
@@ -61,7 +68,11 @@ async def publish_confirmed(
     unroutable. The channel must have been opened with publisher confirms and ``on_return_raises=True``.
     """
     message = aio_pika.Message(
-        body, content_type="application/x-protobuf", type=kind, delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+        body,
+        headers=headers,
+        content_type="application/x-protobuf",
+        type=kind,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
     try:
         async with asyncio.timeout(timeout_s):

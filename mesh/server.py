@@ -13,7 +13,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.call_metrics import MetricsLayer
 from mesh.callers import AllowList, CallersLayer
 from mesh.health import Health
@@ -137,7 +137,11 @@ class GrpcServer:
         # What refuses is inside the error mapping, so that a refusal is mapped like any other error; and who may not
         # call takes nobody's room.
         layers: list[Layer] = [MetricsLayer(metrics), ErrorLayer(), *callers_layers(transport, allowed or {}, metrics)]
-        self._interceptor = LayersInterceptor(*layers, limit)
+        layers.append(limit)
+        if tracing.is_on():
+            # Inside the error mapping, to know errors by their reasons.
+            layers.insert(2, tracing.TracingLayer())
+        self._interceptor = LayersInterceptor(*layers)
         self._transport = transport
         self._grace_s = grace_s
         self._with_reflection = with_reflection

@@ -15,9 +15,11 @@ def canonical_uuid(text: str) -> str | None:
     if len(text) != 36:
         return None
     try:
-        return str(uuid.UUID(text))
+        canonical = str(uuid.UUID(text))
     except ValueError:
         return None
+    # Python also reads hyphens anywhere, braces, and digits with underscores between them.
+    return canonical if canonical == text.lower() else None
 
 
 def is_name(text: str) -> bool:

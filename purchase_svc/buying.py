@@ -14,10 +14,10 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.batcher import Batcher
-from mesh.errors import DomainError, from_rpc_error
-from mesh.logs import get_logger
+from mesh.errors import DomainError, from_rpc_error, reason_name
+from mesh.logs import get_logger, named
 from mesh.rate_bound import RateBound
 from purchase_svc.purchase import Outcome, Purchase, PurchaseState, Wish, bought, decided_by_row, refused
 from purchase_svc.purchase_book import Inserted, PurchaseBook, Terms
@@ -38,6 +38,8 @@ DIRECT_MIN = 64
 
 #: Contents of one id that one batch tries before the rest of them is to come again.
 _CONTENTS_MAX = 3
+
+_RESERVE = f"{inventory_pb.DESCRIPTOR.services_by_name['InventoryService'].full_name}/BatchReserveShares"
 
 #: What a failed call to the Inventory Service may be passed on as; in all of them a repetition is right.
 _PASSED_ON = frozenset({_R.ERROR_REASON_OVERLOADED, _R.ERROR_REASON_UNAVAILABLE, _R.ERROR_REASON_STOCK_RECALIBRATING})
@@ -208,6 +210,16 @@ class Buying:
         self, wishes: Sequence[Wish], deadline: float
     ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
         """The outcome of each wish, all of distinct ids, and the purchases that are known to exist."""
+        with tracing.spans("buy", (wish.purchase_id for wish in wishes)) as traced:
+            outcomes, known = await self._decide_traced(wishes, deadline)
+            if traced is not None:
+                for key, outcome in outcomes.items():
+                    traced.set(key, "flashsale.outcome", _told(outcome))
+        return outcomes, known
+
+    async def _decide_traced(
+        self, wishes: Sequence[Wish], deadline: float
+    ) -> tuple[dict[uuid.UUID, Outcome], dict[uuid.UUID, Purchase]]:
         reasons, terms, places = await self._reserve(wishes, deadline)
         failpoints.hit("purchase.reserved")
         reserved = [wish for wish, reason in zip(wishes, reasons, strict=True) if not reason]
@@ -226,7 +238,10 @@ class Buying:
             ]
             rows = await self._book.get_many(in_doubt) if in_doubt else {}
         except DomainError as error:
-            log.warning("purchases could not be recorded", purchases=len(wishes), reason=error.reason_name)
+            ids = named(wish.purchase_id for wish in wishes)
+            log.warning(
+                "purchases could not be recorded", purchases=len(wishes), purchase_ids=ids, reason=error.reason_name
+            )
             rows = None
         outcomes = {
             wish.purchase_id: self._outcome(
@@ -273,9 +288,13 @@ class Buying:
         )
         left_s = max(0.001, deadline - asyncio.get_running_loop().time())
         try:
-            response = await self._inventory.BatchReserveShares(request, timeout=left_s)
+            with tracing.calling(_RESERVE, (wish.purchase_id for wish in wishes)) as traced:
+                response = await self._inventory.BatchReserveShares(
+                    request, timeout=left_s, metadata=tracing.metadata_of(traced)
+                )
         except grpc.aio.AioRpcError as error:
-            log.warning("a reserve call failed", wishes=len(wishes), code=error.code().name)
+            ids = named(wish.purchase_id for wish in wishes)
+            log.warning("a reserve call failed", wishes=len(wishes), purchase_ids=ids, code=error.code().name)
             return [_reason_of_failed_call(from_rpc_error(error))] * len(wishes), {}, {}
         asked = [item.reservation_id for item in request.items]
         if [outcome.reservation_id for outcome in response.outcomes] != asked:
@@ -303,3 +322,8 @@ def _with_units(inserted: Inserted) -> Inserted:
         {key: each for key, each in inserted.purchases.items() if each.state is PurchaseState.RESERVED},
         inserted.batch_id,
     )
+
+
+def _told(outcome: Outcome) -> str:
+    """An outcome as a trace tells it: the state of the purchase, or why there is none."""
+    return outcome.purchase.state.value if outcome.purchase is not None else reason_name(outcome.reason)

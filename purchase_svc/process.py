@@ -18,6 +18,7 @@ from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 from mesh.transport import PLAINTEXT, Transport, read_transport
 from purchase_svc.buying import Buying
 from purchase_svc.callers import ALLOWED
@@ -135,7 +136,7 @@ async def serve() -> None:
     configure_logs("purchase")
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
-    async with running_serve(settings, read_transport()) as running:
+    async with exporting("purchase"), running_serve(settings, read_transport()) as running:
         await until_stopped(stop, running.crashed)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from psycopg.rows import TupleRow
 
+from mesh import tracing
 from mesh.errors import DomainError
 from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase import Purchase, PurchaseState, Wish
@@ -105,7 +106,8 @@ class PurchaseBook:
             "partitions": partitions,
             "waitlisted": [wish.purchase_id in waiting for wish in wishes],
         }
-        rows = await run_statement(self._pool, self._queries.insert_purchases, parameters)
+        with tracing.sql("insert_purchases", ids):
+            rows = await run_statement(self._pool, self._queries.insert_purchases, parameters)
         times: dict[str, datetime] = {row[0]: row[1] for row in rows}
         sales = {sale_id: uuid.UUID(sale_id) for sale_id in terms}
         new: dict[uuid.UUID, Purchase] = {}

@@ -5,9 +5,9 @@ import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError
-from mesh.logs import get_logger
+from mesh.logs import get_logger, named
 from purchase_svc.purchase import PARTITIONS
 from purchase_svc.purchase_book import Inserted, PurchaseBook
 from purchase_svc.settlement_publisher import SettlementPublisher
@@ -41,6 +41,8 @@ class QueueWriter:
         self._busy = False
         self._waiting: list[Inserted] = []
         self._waiting_count = 0
+        #: The spans under which traced purchases of theirs were bought.
+        self._traced: dict[int, int] = {}
         self._left_out = 0
         self._wake = asyncio.Event()
         self._ending = False
@@ -57,6 +59,8 @@ class QueueWriter:
         elif batch.purchases:
             self._waiting.append(batch)
             self._waiting_count += len(batch.purchases)
+            if tracing.is_on():
+                self._traced.update(tracing.open_spans(batch.purchases))
         self._wake.set()
 
     async def run(self) -> None:
@@ -83,19 +87,24 @@ class QueueWriter:
     async def _write_all(self) -> None:
         self._busy = self._waiting_count > _BUSY_MIN
         batches, self._waiting, self._waiting_count = self._waiting, [], 0
+        traced, self._traced = self._traced, {}
         if self._left_out:
             log.warning("purchases left to the sweeper", purchases=self._left_out)
             self._left_out = 0
         if not batches:
             return
         failpoints.hit("purchase.publishing")
-        queued = await self._publish_all(batches)
+        with tracing.under(traced):
+            queued = await self._publish_all(batches)
         failpoints.hit("purchase.published")
         whole = [batch.batch_id for batch in batches if queued.issuperset(batch.purchases)]
         await self._note(self._book.mark_batches_queued(whole), len(whole))
         missing = sum(len(batch.purchases) for batch in batches) - len(queued)
         if missing:
-            log.warning("the message broker is away, purchases left to the sweeper", purchases=missing)
+            left = (each for batch in batches for each in batch.purchases if each not in queued)
+            log.warning(
+                "the message broker is away, purchases left to the sweeper", purchases=missing, purchase_ids=named(left)
+            )
             noted = set(whole)
             rest = [
                 each for batch in batches if batch.batch_id not in noted for each in queued & batch.purchases.keys()

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 
+from mesh import tracing
 from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase_book import SQL_FOLDER
 from purchase_svc.settlement_rules import Claimed, Ending
@@ -21,7 +22,9 @@ class SettlementBook:
 
         From here on no cancel can win.
         """
-        rows = await run_statement(self._pool, self._queries.claim_purchases, {"purchase_ids": list(map(str, ids))})
+        parameters = {"purchase_ids": list(map(str, ids))}
+        with tracing.sql("claim_purchases", ids):
+            rows = await run_statement(self._pool, self._queries.claim_purchases, parameters)
         return [Claimed(*row) for row in rows]
 
     async def list_missing(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
@@ -40,7 +43,11 @@ class SettlementBook:
             # Arrays of different lengths cannot travel as an array of arrays.
             "share_numbers": ["{" + ",".join(map(str, ending.share_numbers)) + "}" for ending in endings],
         }
-        await run_statement(self._pool, self._queries.finish_purchases, parameters)
+        with tracing.sql("finish_purchases", (each.purchase_id for each in endings)) as traced:
+            if traced is not None:
+                for ending in endings:
+                    traced.set(ending.purchase_id, "flashsale.state", ending.state.value)
+            await run_statement(self._pool, self._queries.finish_purchases, parameters)
 
     async def mark_requeued(self, ids: Sequence[uuid.UUID], delay_s: float = 0.0) -> None:
         """Notes that a message with these reaches its partition ``delay_s`` seconds from now."""

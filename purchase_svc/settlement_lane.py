@@ -3,13 +3,13 @@
 import asyncio
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError
-from mesh.logs import get_logger
+from mesh.logs import get_logger, named
 from purchase_svc.dead_letter import UNKNOWN_PURCHASE, put_aside
 from purchase_svc.settlement import Settlement
 from purchase_svc.settlement_book import SettlementBook
@@ -26,8 +26,16 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 5.0
 class Delivery:
     """A message given to this worker, with those of its purchases that are not settled yet."""
 
-    def __init__(self, partition: int, ids: Iterable[uuid.UUID], ack: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        partition: int,
+        ids: Iterable[uuid.UUID],
+        ack: Callable[[], Awaitable[None]],
+        traced: tracing.Parents | None = None,
+    ) -> None:
         self.partition = partition
+        #: The spans in which traced purchases of it were published.
+        self.traced = traced or {}
         #: Purchases that no batch has taken yet.
         self.waiting = deque(ids)
         self._open = len(self.waiting)
@@ -82,7 +90,9 @@ class Lane:
             if not self._batch:
                 self._wake.clear()
                 continue
-            if await self._settle(self._batch):
+            with tracing.under(_traced(self._batch)), tracing.consuming("settle", self._batch):
+                settled = await self._settle(self._batch)
+            if settled:
                 pause_s = _PAUSE_MIN_S
             else:
                 # Whoever is away is away for the next batch too; going on would only use up attempts.
@@ -114,7 +124,7 @@ class Lane:
                 settled = await self._settlement.settle(list(batch))
                 break
             except DomainError as error:
-                log.warning("a batch waits", purchases=len(batch), reason=error.reason_name)
+                log.warning("a batch waits", purchases=len(batch), purchase_ids=named(batch), reason=error.reason_name)
             if not await self._pause(pause_s):
                 return True
             pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
@@ -136,7 +146,7 @@ class Lane:
         for (partition, delay_s), ids in groups.items():
             assert len(ids) <= IDS_MAX
             publish = partial(self._publisher.publish_retry, partition, ids, delay_s)
-            if not await self._until_confirmed(publish, "retries wait", len(ids)):
+            if not await self._until_confirmed(publish, "retries wait", ids):
                 return False
             failpoints.hit("settlement.requeued")
             await self._note_requeued(ids, delay_s)
@@ -151,17 +161,19 @@ class Lane:
             body = encode(partition, ids)
             letter = put_aside(body, UNKNOWN_PURCHASE, partition, datetime.now(UTC), kind=MESSAGE_TYPE)
             publish = partial(self._publisher.put_aside, letter)
-            if not await self._until_confirmed(publish, "a dead letter waits", len(ids)):
+            if not await self._until_confirmed(publish, "a dead letter waits", ids):
                 return False
         return True
 
-    async def _until_confirmed(self, publish: Callable[[], Awaitable[None]], waiting: str, purchases: int) -> bool:
+    async def _until_confirmed(
+        self, publish: Callable[[], Awaitable[None]], waiting: str, ids: Sequence[uuid.UUID]
+    ) -> bool:
         """Publishes again and again until the broker has confirmed; false when stopped before."""
         while True:
             try:
                 await publish()
             except DomainError as error:
-                log.warning(waiting, purchases=purchases, reason=error.reason_name)
+                log.warning(waiting, purchases=len(ids), purchase_ids=named(ids), reason=error.reason_name)
             else:
                 return True
             if not await self._pause(_PAUSE_MIN_S):
@@ -172,7 +184,9 @@ class Lane:
             await self._book.mark_requeued(ids, delay_s)
         except DomainError as error:
             # At worst the sweeper queues them a second time.
-            log.warning("retries could not be noted", purchases=len(ids), reason=error.reason_name)
+            log.warning(
+                "retries could not be noted", purchases=len(ids), purchase_ids=named(ids), reason=error.reason_name
+            )
 
     async def _pause(self, seconds: float) -> bool:
         """Waits; false at once when the lane is to stop."""
@@ -182,3 +196,15 @@ class Lane:
         except TimeoutError:
             return True
         return False
+
+
+def _traced(batch: dict[uuid.UUID, list[Delivery]]) -> tracing.Parents:
+    """The spans in which traced purchases of a batch were published last."""
+    if not tracing.is_on():
+        return {}
+    return {
+        trace_id: delivery.traced[trace_id]
+        for trace_id, deliveries in ((tracing.trace_id_of(key), each) for key, each in batch.items())
+        for delivery in deliveries
+        if trace_id in delivery.traced
+    }

@@ -15,6 +15,7 @@ from mesh.metrics import Metrics
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
+from mesh.trace_export import exporting
 from mesh.transport import PLAINTEXT, Transport, read_transport
 from purchase_svc.abandoned import AbandonedSearch
 from purchase_svc.backlog import Backlog
@@ -178,5 +179,5 @@ async def settle() -> None:
     configure_logs("settlement")
     settings = read_settings(SettlementSettings, PREFIX)
     stop = stop_signal()
-    async with running_settle(settings, read_transport()) as running:
+    async with exporting("settlement"), running_settle(settings, read_transport()) as running:
         await until_stopped(stop, running.crashed)

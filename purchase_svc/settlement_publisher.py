@@ -11,6 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
+from mesh import tracing
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit, publish_confirmed
@@ -151,9 +152,15 @@ class SettlementPublisher:
         body = encode(partition, ids)
         async with self._linked() as link:
             exchange = await link.channel.get_exchange(exchange_name, ensure=False)
-            await publish_confirmed(
-                exchange, partition_key(partition), body, kind=MESSAGE_TYPE, timeout_s=self._timeout_s
-            )
+            with tracing.publishing(exchange_name, ids) as sending:
+                await publish_confirmed(
+                    exchange,
+                    partition_key(partition),
+                    body,
+                    kind=MESSAGE_TYPE,
+                    headers=tracing.headers_of(sending),
+                    timeout_s=self._timeout_s,
+                )
 
     @asynccontextmanager
     async def _linked(self) -> AsyncIterator[_Link]:

@@ -16,15 +16,25 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
+from mesh import tracing
 from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
 from mesh.errors import DomainError, from_rpc_error, reason_name
-from mesh.logs import get_logger
+from mesh.logs import get_logger, named
 from mesh.transport import Transport
 from purchase_svc.settlement_rules import Answer, Claimed
 from purchase_svc.settlement_settings import SettlementSettings
 
 log = get_logger(__name__)
+
+#: Of a call: what a trace of it wants told.
+Metadata = tracing.Metadata | None
+Call = Callable[[Sequence[uuid.UUID], Metadata], Awaitable[Iterable[tuple[str, "Answer"]]]]
+
+_INVENTORY, _BALANCE = (
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in ((inventory_pb, "InventoryService"), (balance_pb, "BalanceService"))
+)
 
 #: Answers by purchase id: one for every purchase that was asked about.
 Answers = dict[uuid.UUID, Answer]
@@ -42,67 +52,71 @@ class SettlementServices:
         """Sets the amount of each purchase aside for its sale."""
         by_id = {purchase.purchase_id: purchase for purchase in purchases}
 
-        async def call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(ids: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchPlaceHoldsRequest(holds=[_hold_of(by_id[each]) for each in ids])
-            response = await self._balance.BatchPlaceHolds(request, timeout=self._timeout_s)
+            response = await self._balance.BatchPlaceHolds(request, timeout=self._timeout_s, metadata=metadata)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
 
-        return await _ask("place holds", call, list(by_id))
+        return await _ask(f"{_BALANCE}/BatchPlaceHolds", call, list(by_id))
 
     async def capture_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Takes the money held."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(some: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchCaptureHoldsRequest(hold_ids=map(str, some))
-            response = await self._balance.BatchCaptureHolds(request, timeout=self._timeout_s)
+            response = await self._balance.BatchCaptureHolds(request, timeout=self._timeout_s, metadata=metadata)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
 
-        return await _ask("capture holds", call, ids)
+        return await _ask(f"{_BALANCE}/BatchCaptureHolds", call, ids)
 
     async def release_holds(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Gives the money held back to its owner's use."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(some: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchReleaseHoldsRequest(hold_ids=map(str, some))
-            response = await self._balance.BatchReleaseHolds(request, timeout=self._timeout_s)
+            response = await self._balance.BatchReleaseHolds(request, timeout=self._timeout_s, metadata=metadata)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
 
-        return await _ask("release holds", call, ids)
+        return await _ask(f"{_BALANCE}/BatchReleaseHolds", call, ids)
 
     async def confirm_reservations(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Turns reserved units into shares with numbers."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(some: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = inventory_pb.BatchConfirmReservationsRequest(reservation_ids=map(str, some))
-            response = await self._inventory.BatchConfirmReservations(request, timeout=self._timeout_s)
+            response = await self._inventory.BatchConfirmReservations(
+                request, timeout=self._timeout_s, metadata=metadata
+            )
             return (
                 (outcome.reservation_id, Answer(outcome.reason, share_numbers=tuple(outcome.share_numbers)))
                 for outcome in response.outcomes
             )
 
-        return await _ask("confirm reservations", call, ids)
+        return await _ask(f"{_INVENTORY}/BatchConfirmReservations", call, ids)
 
     async def release_reservations(self, ids: Sequence[uuid.UUID], *, revoke_sold: bool) -> Answers:
         """Gives units back; with ``revoke_sold`` shares too."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(some: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = inventory_pb.BatchReleaseReservationsRequest(
                 reservation_ids=map(str, some), revoke_sold=revoke_sold
             )
-            response = await self._inventory.BatchReleaseReservations(request, timeout=self._timeout_s)
+            response = await self._inventory.BatchReleaseReservations(
+                request, timeout=self._timeout_s, metadata=metadata
+            )
             return ((outcome.reservation_id, Answer(outcome.reason)) for outcome in response.outcomes)
 
-        return await _ask("release reservations", call, ids)
+        return await _ask(f"{_INVENTORY}/BatchReleaseReservations", call, ids)
 
     async def reverse_captures(self, ids: Sequence[uuid.UUID]) -> Answers:
         """Books captured money back to its owner."""
 
-        async def call(some: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+        async def call(some: Sequence[uuid.UUID], metadata: Metadata) -> Iterable[tuple[str, Answer]]:
             request = balance_pb.BatchReverseCapturesRequest(hold_ids=map(str, some))
-            response = await self._balance.BatchReverseCaptures(request, timeout=self._timeout_s)
+            response = await self._balance.BatchReverseCaptures(request, timeout=self._timeout_s, metadata=metadata)
             return ((outcome.hold_id, Answer(outcome.reason)) for outcome in response.outcomes)
 
-        return await _ask("reverse captures", call, ids)
+        return await _ask(f"{_BALANCE}/BatchReverseCaptures", call, ids)
 
     async def list_outcomes(self, page_size: int) -> Sequence[inventory_pb.WaitlistEntry]:
         """The oldest outcomes of the waitlist that are not acknowledged yet. Raises DomainError."""
@@ -175,24 +189,24 @@ def _hold_of(purchase: Claimed) -> balance_pb.PlaceHoldItem:
     )
 
 
-async def _ask(
-    what: str, call: Callable[[Sequence[uuid.UUID]], Awaitable[Iterable[tuple[str, Answer]]]], ids: Sequence[uuid.UUID]
-) -> Answers:
+async def _ask(method: str, call: Call, ids: Sequence[uuid.UUID]) -> Answers:
     """Calls for ``ids``, which may be none, and gives each its answer."""
     if not ids:
         return {}
     try:
-        pairs = list(await call(ids))
+        with tracing.calling(method, ids) as traced:
+            pairs = list(await call(ids, tracing.metadata_of(traced)))
     except grpc.aio.AioRpcError as error:
         failure = from_rpc_error(error)
     else:
         if [answered for answered, _ in pairs] == list(map(str, ids)):
             return dict(zip(ids, (answer for _, answer in pairs), strict=True))
         failure = DomainError(ErrorReason.ERROR_REASON_INTERNAL, "answers do not match what was asked")
-    log.warning("a call failed", call=what, items=len(ids), reason=reason_name(failure.reason))
+    reason = reason_name(failure.reason)
+    log.warning("a call failed", method=method, items=len(ids), purchase_ids=named(ids), reason=reason)
     if failure.reason == ErrorReason.ERROR_REASON_INTERNAL and len(ids) > 1:
         middle = len(ids) // 2
-        return await _ask(what, call, ids[:middle]) | await _ask(what, call, ids[middle:])
+        return await _ask(method, call, ids[:middle]) | await _ask(method, call, ids[middle:])
     return dict.fromkeys(ids, Answer(failure.reason, known=False))
 
 

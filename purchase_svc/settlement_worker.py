@@ -17,6 +17,7 @@ from functools import partial
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
+from mesh import tracing
 from mesh.errors import DomainError
 from mesh.logs import get_logger
 from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit
@@ -175,7 +176,7 @@ class SettlementWorker:
                 return
             await ack()
             return
-        lane.add(Delivery(partition, ids, ack))
+        lane.add(Delivery(partition, ids, ack, tracing.parents_in(message.headers)))
 
     async def _until_ended(self, lost: asyncio.Event, tasks: Sequence["asyncio.Task[None]"]) -> None:
         """Waits until the session is lost, the worker is to stop, or a lane broke."""

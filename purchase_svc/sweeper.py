@@ -21,7 +21,7 @@ from typing import Protocol
 
 from mesh import failpoints
 from mesh.errors import DomainError, reason_name
-from mesh.logs import get_logger
+from mesh.logs import get_logger, named
 from purchase_svc.abandoned import AbandonedSearch
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_publisher import SettlementPublisher
@@ -153,7 +153,13 @@ class Sweeper:
                 await self._publisher.publish(partition, some)
                 failpoints.hit("sweeper.published")
                 await self._book.mark_requeued(some)
-                log.warning("queued by the sweeper", purchases=len(some), partition=partition, why=why)
+                log.warning(
+                    "queued by the sweeper",
+                    purchases=len(some),
+                    purchase_ids=named(some),
+                    partition=partition,
+                    why=why,
+                )
 
     async def _record_abandoned(self) -> None:
         found = await self._abandoned.search(_PAGES_MAX)

@@ -16,7 +16,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 
 from mesh import failpoints
 from mesh.errors import DomainError
-from mesh.logs import get_logger
+from mesh.logs import get_logger, named
 from purchase_svc.abandoned import wish_of
 from purchase_svc.purchase import PurchaseState
 from purchase_svc.purchase_book import Terms
@@ -94,7 +94,12 @@ class WaitlistFollower:
                     await self._publisher.publish(partition, some)
                     await self._settlement_book.mark_requeued(some)
                 except DomainError as error:
-                    log.warning("promoted, and left to the sweeper", purchases=len(some), reason=error.reason_name)
+                    log.warning(
+                        "promoted, and left to the sweeper",
+                        purchases=len(some),
+                        purchase_ids=named(some),
+                        reason=error.reason_name,
+                    )
 
     async def _record(self, entries: Sequence[pb.WaitlistEntry]) -> None:
         """Records purchases that their buyers have left behind in line as FAILED for ABANDONED, with what they may have

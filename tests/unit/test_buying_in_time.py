@@ -19,7 +19,7 @@ class SoldOut:
         self.asked: list[str] = []
 
     async def BatchReserveShares(
-        self, request: pb.BatchReserveSharesRequest, timeout: float
+        self, request: pb.BatchReserveSharesRequest, timeout: float, metadata: None
     ) -> pb.BatchReserveSharesResponse:
         self.asked += [item.user_id for item in request.items]
         return pb.BatchReserveSharesResponse(

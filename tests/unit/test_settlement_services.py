@@ -9,6 +9,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from grpc.aio import AioRpcError, Metadata
 
 from purchase_svc.settlement_rules import Answer
+from purchase_svc.settlement_services import Metadata as CallMetadata
 from purchase_svc.settlement_services import _ask
 
 IDS = [uuid.UUID(int=n) for n in range(1, 12)]
@@ -22,7 +23,7 @@ async def test_one_purchase_that_breaks_the_call_does_not_take_its_neighbours_wi
     bad = IDS[6]
     calls: list[int] = []
 
-    async def call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+    async def call(ids: Sequence[uuid.UUID], metadata: CallMetadata) -> Iterable[tuple[str, Answer]]:
         calls.append(len(ids))
         if bad in ids:
             raise failing(grpc.StatusCode.INTERNAL)
@@ -46,7 +47,7 @@ async def test_one_purchase_that_breaks_the_call_does_not_take_its_neighbours_wi
 async def test_a_service_that_is_away_is_asked_once_and_nothing_is_known(code: grpc.StatusCode, reason: int) -> None:
     calls = 0
 
-    async def call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+    async def call(ids: Sequence[uuid.UUID], metadata: CallMetadata) -> Iterable[tuple[str, Answer]]:
         nonlocal calls
         calls += 1
         raise failing(code)
@@ -56,10 +57,10 @@ async def test_a_service_that_is_away_is_asked_once_and_nothing_is_known(code: g
 
 
 async def test_answers_in_another_order_or_number_are_not_believed() -> None:
-    async def reversed_call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+    async def reversed_call(ids: Sequence[uuid.UUID], metadata: CallMetadata) -> Iterable[tuple[str, Answer]]:
         return [(str(each), Answer(0)) for each in reversed(ids)]
 
-    async def short_call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+    async def short_call(ids: Sequence[uuid.UUID], metadata: CallMetadata) -> Iterable[tuple[str, Answer]]:
         return [(str(each), Answer(0)) for each in ids[1:]]
 
     # One by one the reversed answers are right; the short ones never are.
@@ -68,7 +69,7 @@ async def test_answers_in_another_order_or_number_are_not_believed() -> None:
 
 
 async def test_nobody_is_asked_about_nothing() -> None:
-    async def call(ids: Sequence[uuid.UUID]) -> Iterable[tuple[str, Answer]]:
+    async def call(ids: Sequence[uuid.UUID], metadata: CallMetadata) -> Iterable[tuple[str, Answer]]:
         raise AssertionError("asked")
 
     assert await _ask("test", call, []) == {}
