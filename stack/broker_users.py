@@ -23,9 +23,10 @@ _NOTHING, _EVERYTHING = "^$", ".*"
 #: configure, write, read.
 PERMISSIONS = {
     ADMINISTRATOR: (_EVERYTHING, _EVERYTHING, _EVERYTHING),
-    # Sends purchases to be settled, and lets operators look at dead letters and send them again. It makes no queue and
-    # takes no purchase out of one.
-    "purchase": (_NOTHING, r"^settlement$", r"^settlement\.dead\.letters$"),
+    # Sends purchases to be settled, and lets operators look at dead letters and send them again; what is left of one
+    # goes back there, or waits in the slowest retry queue while they are full. It makes no queue, and takes no purchase
+    # out of those of the workers.
+    "purchase": (_NOTHING, r"^settlement(\.dead|\.retry\.30s)?$", r"^settlement\.dead\.letters$"),
     # The queues are the workers' own: whoever may empty them may as well make them anew when they are gone.
     "settlement": (r"^settlement(\..+)?$",) * 3,
 }

@@ -41,7 +41,7 @@ def create(ports: Ports, secrets: Secrets) -> None:
             _create_role(connection, role, password)
         _run(connection, "ALTER ROLE {} SET default_transaction_read_only = on", AUDITOR)
         for name in DATABASES:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 _run(connection, "CREATE DATABASE {} OWNER {}", name, owner_of(name))
             _run(connection, "ALTER DATABASE {} OWNER TO {}", name, owner_of(name))
         for name in (*DATABASES, "postgres", "template1"):
@@ -74,7 +74,7 @@ def _url(role: str, password: str, database: str, ports: Ports) -> str:
 
 
 def _create_role(connection: psycopg.Connection[tuple[object, ...]], role: str, password: str) -> None:
-    if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+    if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
         _run(connection, "CREATE ROLE {}", role)
     # The server gets the SCRAM verifier only, so that no password can end up in its log.
     verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()

@@ -1,9 +1,10 @@
 """What the role of each service may do in its database: every statement of the service, and nothing else.
 
-PostgreSQL judges rights when a statement is about to run, which it also is for EXPLAIN. So each named query is explained
+PostgreSQL judges rights when a statement is about to run, which it is for EXPLAIN too. So each named query is explained
 with NULL for every parameter, as the service's role.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def rights(conn: Connection, role: str) -> list[tuple[str, str, str]]:
         SELECT 'TABLE', format('%%s (%%I)', a.privilege_type, t.attname), c.relname
         FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a
         WHERE a.grantee = %(role)s::regrole
+        ORDER BY 1, 2, 3
         """,
         {"role": role},
     ).fetchall()  # type: ignore[return-value]
@@ -121,7 +123,9 @@ def rights(conn: Connection, role: str) -> list[tuple[str, str, str]]:
 
 def tables(database: Database) -> list[str]:
     with connect(database.admin) as conn:
-        rows = conn.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+        rows = conn.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        )
         return [name for (name,) in rows]
 
 
@@ -134,7 +138,9 @@ def test_every_statement_of_a_service_is_allowed_to_its_role(database: Database,
 def test_no_right_is_given_that_no_statement_needs(database: Database) -> None:
     needless = []
     with psycopg.connect(database.admin) as conn:
-        given = [right for right in rights(conn, database.name) if right[2] != "schema_migrations"]
+        given = [
+            right for right in rights(conn, database.name) if right[0] == "TABLE" and right[2] != "schema_migrations"
+        ]
         assert len(given) > 20
         for kind, right, name in given:
             conn.execute("SAVEPOINT before")
@@ -151,15 +157,32 @@ def test_no_right_is_given_that_no_statement_needs(database: Database) -> None:
     assert needless == []
 
 
+def test_the_sequences_that_are_asked_are_the_ones_that_may_be(database: Database, app: Connection) -> None:
+    """Apart, because PostgreSQL judges the right to a sequence only when it is asked for its next value."""
+    asked = set(re.findall(r"nextval\('(\w+)'\)", " ".join(database.queries.values())))
+    with connect(database.admin) as conn:
+        given = {(right, name) for kind, right, name in rights(conn, database.name) if kind == "SEQUENCE"}
+    assert given == {("USAGE", name) for name in asked}
+    for name in asked:
+        app.execute("SELECT nextval(%s)", [name])
+        with pytest.raises(Denied):
+            app.execute("SELECT setval(%s, 1)", [name])
+
+
 def test_what_is_booked_stays_as_it_is_booked(database: Database, app: Connection) -> None:
     for table in APPEND_ONLY[database.name]:
-        for statement in (f"DELETE FROM {table}", f"TRUNCATE {table}", f"TRUNCATE {table} CASCADE", f"DROP TABLE {table}"):
+        for statement in (
+            f"DELETE FROM {table}",
+            f"TRUNCATE {table}",
+            f"TRUNCATE {table} CASCADE",
+            f"DROP TABLE {table}",
+        ):
             with pytest.raises(Denied):
                 app.execute(statement.encode())
         columns = app.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0", [table])
         for (column,) in columns.fetchall():
             with pytest.raises(Denied):
-                app.execute(f"UPDATE {table} SET {column} = {column}".encode())
+                app.execute(f"UPDATE {table} SET {column} = DEFAULT".encode())
 
 
 def test_a_role_cannot_get_what_it_lacks(database: Database, app: Connection) -> None:
@@ -172,12 +195,16 @@ def test_a_role_cannot_get_what_it_lacks(database: Database, app: Connection) ->
             f"CREATE TRIGGER forged BEFORE INSERT ON {table} EXECUTE FUNCTION suppress_redundant_updates_trigger()",
             f"CREATE RULE forged AS ON INSERT TO {table} DO INSTEAD NOTHING",
             f"CREATE INDEX ON {table} ((1))",
-            f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE" if table == "ledger_entries" else f"COMMENT ON TABLE {table} IS ''",
         ):
             with pytest.raises(Denied):
                 app.execute(statement.encode())
-        # No error, but PostgreSQL's warning that nothing was granted.
-        app.execute(f"GRANT ALL ON {table} TO {database.name}".encode()) if False else None
+    with connect(database.admin) as conn:
+        before = rights(conn, database.name)
+        # PostgreSQL warns that nothing was granted, where there is another right to that table.
+        for table in tables(database):
+            with contextlib.suppress(Denied):
+                app.execute(f"GRANT ALL ON {table} TO {database.name}".encode())
+        assert rights(conn, database.name) == before
 
 
 @pytest.mark.parametrize(
@@ -210,10 +237,8 @@ def test_a_role_cannot_get_what_it_lacks(database: Database, app: Connection) ->
     ],
 )
 def test_the_server_is_not_the_service_s_to_change(database: Database, app: Connection, statement: str) -> None:
-    with connect(database.admin):
-        with pytest.raises(psycopg.Error) as refused:
-            app.execute(statement.format(name=database.name).encode())
-        assert isinstance(refused.value, Denied | psycopg.errors.InvalidParameterValue), refused.value
+    with connect(database.admin), pytest.raises(Denied):
+        app.execute(statement.format(name=database.name).encode())
 
 
 def test_nobody_comes_into_another_service_s_database(databases: dict[str, Database]) -> None:
