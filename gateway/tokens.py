@@ -167,6 +167,9 @@ class TokenChecker:
         kind = header.get("typ", "JWT")
         if not isinstance(kind, str) or kind.lower() not in _TYPES:
             raise ValueError("not an access token")
+        if "crit" in header:
+            # It names what must be understood, and there is nothing of the kind that is.
+            raise ValueError("extensions are not understood")
         return self._keys.key_for(header) if isinstance(self._keys, VerificationKeys) else self._keys
 
     def _signed_claims(self, token: str) -> Mapping[str, Any] | None:

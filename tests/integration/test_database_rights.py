@@ -118,7 +118,7 @@ def rights(conn: Connection, role: str) -> list[tuple[str, str, str]]:
         ORDER BY 1, 2, 3
         """,
         {"role": role},
-    ).fetchall()  # type: ignore[return-value]
+    ).fetchall()
 
 
 def tables(database: Database) -> list[str]:
@@ -144,7 +144,7 @@ def test_no_right_is_given_that_no_statement_needs(database: Database) -> None:
         assert len(given) > 20
         for kind, right, name in given:
             conn.execute("SAVEPOINT before")
-            revoke = sql.SQL(f"REVOKE {right} ON {kind} {{}} FROM {{}}")  # type: ignore[arg-type]
+            revoke = sql.SQL(f"REVOKE {right} ON {kind} {{}} FROM {{}}")
             conn.execute(revoke.format(sql.Identifier(name), sql.Identifier(database.name)))
             conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(database.name)))
             try:

@@ -114,7 +114,7 @@ def test_the_rights_in_redis_are_those_that_the_scripts_and_the_service_need() -
 )
 def test_redis_refuses_the_inventory_what_is_not_its_own(inventory_redis: "redis.Redis", command: str) -> None:
     with pytest.raises(NoPermissionError):
-        inventory_redis.execute_command(*command.split())
+        inventory_redis.execute_command(*command.split())  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

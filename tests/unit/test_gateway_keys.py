@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 
 NOW = time.time()
 CLAIMS: dict[str, Any] = {"iss": "flashsale", "aud": "flashsale", "sub": "alice", "exp": int(NOW) + 600}
-SETTINGS = {"purchase_target": "x:1", "inventory_target": "x:1", "balance_target": "x:1"}
+SETTINGS: dict[str, Any] = {"purchase_target": "x:1", "inventory_target": "x:1", "balance_target": "x:1"}
 
 # Made once: an RSA key takes a tenth of a second.
 ED, OTHER_ED = (OKPKey.generate_key("Ed25519", auto_kid=True) for _ in range(2))
@@ -149,7 +149,7 @@ def test_a_key_may_say_for_what_it_is() -> None:
 
 @pytest.mark.parametrize("kind", ["1024", "P-384", "X25519", "Ed448"])
 def test_a_weak_or_unknown_key_is_left_out(kind: str) -> None:
-    with pytest.warns() if kind == "1024" else suppress():  # type: ignore[attr-defined]
+    with pytest.warns() if kind == "1024" else nullcontext():
         made: Key = (
             RSAKey.generate_key(1024, auto_kid=True)
             if kind == "1024"
