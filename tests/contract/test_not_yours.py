@@ -164,8 +164,8 @@ async def test_after_the_same_statements(rig: PurchaseRig, name: str, monkeypatc
     async def told(purchase_id: str) -> tuple[str, list[str]]:
         call, request = _calls(rig)[name]
         statements.clear()
+        made = call(request(purchase_id=purchase_id, user_id="mallory"), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            made = call(request(purchase_id=purchase_id, user_id="mallory"), timeout=10)
             await (made.read() if name == "WatchPurchase" else made)
         # What others do meanwhile is not of this purchase.
         return refused.value.details() or "", [text for text in statements if "purchase_id" in text]

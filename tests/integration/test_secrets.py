@@ -113,8 +113,7 @@ def test_the_servers_configurations_hold_hashes_and_everything_is_its_owner_s(st
     holds = {
         path.relative_to(folder).as_posix(): found_in(path.read_text(errors="replace"), secrets)
         for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix in (".conf", ".json", ".env", ".config", ".sh")
+        if (path.is_file() and path.suffix in (".conf", ".json", ".env", ".config", ".sh"))
         or path.name == "enabled_plugins"
     }
     holders = {name for name, found in holds.items() if found}
