@@ -81,6 +81,19 @@ def test_each_kind_of_key_verifies_its_algorithm_and_no_other(key: Key, algorith
     refused(made, f"{header}.{payload}.{signature[:-4]}AAAA")
 
 
+def test_the_key_says_which_algorithm_and_the_token_is_not_asked() -> None:
+    made = checker(public(ED, alg="Ed25519"), EC, RSA)
+    assert made.user_id("Bearer " + token(ED, "Ed25519")) == "alice"
+    refused(made, token(ED, "EdDSA"))
+    keys = VerificationKeys(read_key_set(key_set(ED, EC, RSA)))
+    for key, good in ((ED, {"EdDSA", "Ed25519"}), (EC, {"ES256"}), (RSA, {"RS256"})):
+        for algorithm in ("EdDSA", "Ed25519", "ES256", "RS256", "HS256", "none", "PS256", ""):
+            with (
+                nullcontext() if algorithm in good else pytest.raises(ValueError, match="not an algorithm of this key")
+            ):
+                assert keys.key_for({"alg": algorithm, "kid": key.kid}).kid == key.kid
+
+
 @pytest.mark.parametrize("key", [ED, EC, RSA])
 def test_a_public_key_is_no_secret(key: Key) -> None:
     """The oldest trick: what everybody may read, taken for the secret of HS256."""
