@@ -96,6 +96,12 @@ curl -s "{gateway}/v1/purchases/PURCHASE_ID?wait=10" -H "Authorization: Bearer $
 curl -s {gateway}/v1/balance -H "Authorization: Bearer $TOKEN"
 curl -s {gateway}/v1/sales/{sale_id}/stock
 curl -sN {gateway}/v1/sales/{sale_id}/stock/stream
+
+With {{"quantity": 1, "waitlist": true}} she waits in line if there is no share. To cancel, in line too; to have the
+money back once it is CONFIRMED; and to read all about it:
+curl -i -X DELETE {gateway}/v1/purchases/PURCHASE_ID -H "Authorization: Bearer $TOKEN"
+curl -i -X POST {gateway}/v1/purchases/PURCHASE_ID/refund -H "Authorization: Bearer $TOKEN"
+curl -s {gateway}/v1/purchases/PURCHASE_ID/receipt -H "Authorization: Bearer $TOKEN"
 """
 
 

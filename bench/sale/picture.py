@@ -64,7 +64,7 @@ def _latencies(axes: Axes, end: SaleEnd) -> None:
     accepted, refused = first_latencies(end.load.buyers, 202), first_latencies(end.load.buyers, 409)
     latencies = first_latencies(end.load.buyers)
     top = max(percentile(latencies, 100), 1.0)
-    kinds = [(refused, "sold out", _GREY), (accepted, "accepted", _GREEN)]
+    kinds = [(refused, "sold out", _GREY), (accepted, "accepted or in line", _GREEN)]
     kinds = [kind for kind in kinds if kind[0]]
     if kinds:
         values, labels, colours = zip(*kinds, strict=True)

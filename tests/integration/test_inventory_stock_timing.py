@@ -119,7 +119,11 @@ def tell(what: str, delays: list[tuple[float, float]], within_s: float = WITHIN_
 PAUSES = {"in a row": (0.0, 80), "at the readings' pace": (0.03, 60), "now and then": (1.2, 4), "seldom": (2.3, 4)}
 
 
-@pytest.mark.parametrize("pause", PAUSES)
+#: Those with long pauses wait for a minute in all.
+_CASES = [pytest.param(name, marks=[pytest.mark.slow] if pause_s > 1 else []) for name, (pause_s, _) in PAUSES.items()]
+
+
+@pytest.mark.parametrize("pause", _CASES)
 @pytest.mark.parametrize("whose", ["own", "other"])
 async def test_each_change_is_told_within_a_tenth_of_a_second(
     rigs: dict[str, InventoryRig], whose: str, pause: str
