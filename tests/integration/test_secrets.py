@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
+import redis
 
 from gateway.local_tokens import issue
 from stack import environment
 from stack.secret_store import load_or_create
+from stack.stack import Stack
 from tests.contract.test_gateway_real import Client, new_sale
 from tests.support.servers import MeshStack
 
@@ -127,6 +130,30 @@ def test_what_is_printed_is_blotted_out(stack: MeshStack) -> None:
     text = json.dumps(environment.masked(stack.stack.environment))
     assert found_in(text, secrets_of(stack)) == set()
     assert "GATEWAY_URL" in text
+
+
+def test_a_password_is_changed_by_forgetting_it(stack: MeshStack) -> None:
+    """As docs/security.md tells: without its line in secrets.env the next start makes another, in the stores as well."""
+    changed = {"INVENTORY_REDIS_PASSWORD", "PURCHASE_AMQP_PASSWORD", "BALANCE_DATABASE_PASSWORD"}
+    before = secrets_of(stack)
+    kept = [f"{name}={value}\n" for name, value in before.items() if name not in changed]
+    stack.stack.folder.secrets_file.write_text("".join(kept))
+    old = stack.stack.environment
+    again = Stack(stack.stack.folder, stack.stack._ports)
+    again.open()
+    again._admit_services()
+    again.prepare_databases()
+    again.start_services()
+    after = secrets_of(stack)
+    assert {name for name, value in before.items() if after[name] != value} == changed
+    for name in again.service_names:
+        again.wait_ready(name)
+    with redis.Redis.from_url(old["INVENTORY_REDIS_URL"]) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(old["BALANCE_DATABASE_URL"])
+    with redis.Redis.from_url(again.environment["INVENTORY_REDIS_URL"]) as client:
+        assert client.ping()
 
 
 def test_every_installation_makes_secrets_of_its_own(tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ async def test_the_serving_process_may_do_its_work(broker: Servers) -> None:
 
 async def test_the_settlement_worker_makes_its_queues_anew(broker: Servers) -> None:
     await empty_queues(broker.settlement_amqp_url, delete=True)
+    async with channel_as(broker.settlement_amqp_url) as channel:
+        await channel.exchange_delete(EXCHANGE)
     async with SettlementPublisher(broker.purchase_amqp_url, name="serving", declares=False, pause_s=0.05) as publisher:
         with pytest.raises(DomainError):
             await publisher.publish(5, [uuid.uuid4()])
