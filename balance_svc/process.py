@@ -16,7 +16,7 @@ from balance_svc.listings import Listings
 from balance_svc.servicer import BalanceServicer
 from balance_svc.settings import MigrationSettings, Settings
 from balance_svc.transfer_book import TransferBook
-from mesh import migrations
+from mesh import grants, migrations
 from mesh.background import Background
 from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
@@ -37,6 +37,7 @@ CRITICAL = frozenset(
 )
 _SQL = Path(__file__).parent / "sql"
 _MIGRATIONS = _SQL / "migrations"
+_GRANTS = _SQL / "grants.sql"
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,16 @@ async def serve() -> None:
     configure_logs("balance")
     stop = stop_signal()
     async with exporting("balance"), running(settings, read_transport()) as service:
+        await grants.warn_if_owner(settings.database_url)
         await until_stopped(stop, service.crashed)
 
 
 async def migrate() -> None:
-    """The process ``migrate``: brings the database to this program's schema."""
+    """The process ``migrate``: brings the database to this program's schema, and its roles to their rights."""
     settings = read_settings(MigrationSettings, PREFIX)
     configure_logs("balance")
     log.info("migrated", applied=await migrations.migrate(settings.database_url, _MIGRATIONS))
+    if settings.app_role:
+        await grants.apply_grants(
+            settings.database_url, _GRANTS, app_role=settings.app_role, auditor_role=settings.auditor_role
+        )

@@ -6,7 +6,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
@@ -30,7 +29,8 @@ from gateway.queue_limit import QueueBounds, QueueLimit
 from gateway.reading import Reading
 from gateway.settings import Settings
 from gateway.streams import StockStreams
-from gateway.tokens import TokenChecker, checker_from_jwks, checker_from_secret
+from gateway.token_setup import set_up_tokens
+from gateway.tokens import TokenChecker
 from gateway.upstream import Upstream
 from gateway.user_rate import UserRate
 from mesh.background import Background
@@ -142,13 +142,9 @@ class Running:
     crashed: "asyncio.Future[BaseException]"
 
 
-def _checker(settings: Settings) -> TokenChecker:
-    if settings.jwt_secret:
-        return checker_from_secret(settings.jwt_secret, settings.tokens_cache_max)
-    return checker_from_jwks(Path(settings.jwks_file), settings.tokens_cache_max)
-
-
-def _parts(settings: Settings, channels: dict[str, Any], background: Background, metrics: Metrics) -> Parts:
+def _parts(
+    settings: Settings, channels: dict[str, Any], background: Background, metrics: Metrics, tokens: TokenChecker
+) -> Parts:
     draining = asyncio.Event()
     purchases = PurchaseServiceStub(channels["purchase"])
     inventories = InventoryServiceStub(channels["inventory"])
@@ -181,7 +177,6 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
         life_s=settings.stream_s,
         pushes_per_s=settings.pushes_per_s,
     )
-    tokens = _checker(settings)
     user_rate = UserRate(settings.user_rate_per_s, settings.user_burst, settings.users_max)
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
         "gateway_queue_requests": ("Purchases that wait to be sent", lambda: buying.queued),
@@ -236,7 +231,8 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
     }
     background = Background()
     try:
-        parts = _parts(settings, channels, background, metrics)
+        tokens = await set_up_tokens(settings, metrics)
+        parts = _parts(settings, channels, background, metrics, tokens.checker)
         app = App(parts)
         await parts.upstream.check()
         background.keep(parts.upstream.watch(), "watch the purchase service")
@@ -245,6 +241,8 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
         background.start(parts.streams.push(), "send stock to viewers")
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
         background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
+        if tokens.source is not None:
+            background.keep(tokens.source.keep_current(), "keep the keys of tokens current")
         with reserved_port(settings) as port:
             origins = origins_of(settings.cors_origins)
             server = HttpServer(CrossOrigin(app, origins) if origins else app, settings, port)

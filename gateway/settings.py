@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from gateway.cross_origin import origins_of
+from gateway.key_source import is_loopback, why_not_url
+from gateway.tokens import AUDIENCE, ISSUER
 from mesh.metrics import LISTEN_HELP
 from mesh.settings import SettingsError, setting
 
@@ -18,8 +20,16 @@ class Settings:
     inventory_target: str = setting("gRPC target of the Inventory Service")
     balance_target: str = setting("gRPC target of the Balance Service")
     listen: str = setting("host:port to serve HTTP on", default="127.0.0.1:7080")
-    jwt_secret: str = setting("secret of HS256 tokens, at least 32 bytes", default="", secret=True)
-    jwks_file: str = setting("JSON Web Key Set with the public keys of EdDSA tokens", default="")
+    jwt_secret: str = setting("secret of HS256 tokens, at least 32 bytes; for local use", default="", secret=True)
+    jwks_file: str = setting("JSON Web Key Set with public keys (EdDSA, ES256, RS256), looked at again", default="")
+    jwks_url: str = setting("https URL of such a set, read again", default="")
+    jwks_refresh_s: float = setting("time between two readings of the URL", default=300.0, minimum=1.0, maximum=86_400)
+    jwks_age_max_s: float = setting(
+        "how long keys are believed without a reading that succeeds", default=86_400.0, minimum=1.0, maximum=2_592_000
+    )
+    jwt_issuer: str = setting("iss that a token must have", default=ISSUER)
+    jwt_audience: str = setting("aud that a token must have, alone or among others", default=AUDIENCE)
+    shared_secret_anywhere: bool = setting("allow jwt_secret also when listening beyond loopback", default=False)
     tls_certificate: str = setting("PEM file of the certificate shown to buyers; empty: no HTTPS", default="")
     tls_key: str = setting("PEM file of its private key, PKCS #8", default="")
     tokens_cache_max: int = setting("verified tokens remembered", default=65_536, minimum=1, maximum=1_000_000)
@@ -58,13 +68,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks the rules that span fields."""
-        if bool(self.jwt_secret) == bool(self.jwks_file):
-            raise SettingsError("GATEWAY_JWT_SECRET, GATEWAY_JWKS_FILE: exactly one of the two must be set")
+        if len(list(filter(None, (self.jwt_secret, self.jwks_file, self.jwks_url)))) != 1:
+            raise SettingsError("GATEWAY_JWT_SECRET, GATEWAY_JWKS_FILE, GATEWAY_JWKS_URL: exactly one must be set")
         if self.jwt_secret and len(self.jwt_secret.encode()) < _SECRET_BYTES_MIN:
             raise SettingsError(f"GATEWAY_JWT_SECRET: shorter than {_SECRET_BYTES_MIN} bytes")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise SettingsError("GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY: set both or none")
         origins_of(self.cors_origins)
+        if self.jwt_secret and not self.shared_secret_anywhere and not is_loopback(self.address[0]):
+            raise SettingsError(
+                "GATEWAY_JWT_SECRET: whoever can check such tokens can make them, so it is for loopback only:"
+                " use keys, or set GATEWAY_SHARED_SECRET_ANYWHERE"
+            )
+        if self.jwks_url and (why_not := why_not_url(self.jwks_url)):
+            raise SettingsError(f"GATEWAY_JWKS_URL: {why_not}")
         if self.queue_min > self.queue_max:
             raise SettingsError(f"GATEWAY_QUEUE_MIN: {self.queue_min} is above GATEWAY_QUEUE_MAX ({self.queue_max})")
 

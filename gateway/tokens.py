@@ -1,24 +1,22 @@
-"""Who is asking: checks of bearer tokens (JWT, RFC 7519)."""
+"""Who is asking: checks of bearer tokens (JWT, RFC 7519, with the advice of RFC 8725)."""
 
 import base64
 import hmac
-import json
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import KeySet, OctKey, OKPKey
+from joserfc.jwk import Key, OctKey
 from joserfc.jws import JWSRegistry
 
+from gateway.verification_keys import ALGORITHMS, VerificationKeys
 from mesh.errors import DomainError
-from mesh.settings import SettingsError
 from mesh.validation import is_name
 
 ISSUER = "flashsale"
@@ -28,6 +26,12 @@ OPERATOR_ROLE = "operator"
 
 #: Token headers remembered as good.
 _HEADERS_MAX = 16
+#: What a token may say it is: one for access, not one for logging in or for another purpose (RFC 8725, 3.11; RFC 9068).
+_TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
+#: Latest time that a claim may name, seconds since the epoch: the end of the year 9999. Beyond it are infinities.
+_TIME_MAX = 253_402_300_800
+#: When to come again while the keys are not known, milliseconds.
+_KEYS_AWAY_MS = 2_000
 
 
 def _refused(detail: str) -> DomainError:
@@ -36,7 +40,7 @@ def _refused(detail: str) -> DomainError:
 
 def _is_time(value: Any) -> TypeGuard[float]:
     """Whether a claim is a NumericDate (RFC 7519, section 2)."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value < _TIME_MAX
 
 
 class Caller(NamedTuple):
@@ -47,15 +51,15 @@ class Caller(NamedTuple):
     is_operator: bool
 
 
-def good_for(claims: Mapping[str, Any], now: float) -> Caller | None:
-    """Whom a token is for; None if it is not good at ``now``, seconds since the epoch.
+def good_for(claims: Mapping[str, Any], now: float, issuer: str = ISSUER, audience: str = AUDIENCE) -> Caller | None:
+    """Whom a token of ``issuer`` for ``audience`` is for; None if it is not good at ``now``, seconds since the epoch.
 
     Required are iss, aud (alone or among others), exp and sub; nbf counts where it is there. Written out, because the
     library's own check of claims costs as much as the signature.
     """
     user_id, expires, not_before = claims.get("sub"), claims.get("exp"), claims.get("nbf", now)
-    audience = claims.get("aud")
-    if claims.get("iss") != ISSUER or AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
+    meant_for = claims.get("aud")
+    if claims.get("iss") != issuer or audience not in (meant_for if isinstance(meant_for, list) else [meant_for]):
         return None
     if not _is_time(expires) or not _is_time(not_before) or not not_before <= now < expires:
         return None
@@ -66,31 +70,39 @@ def good_for(claims: Mapping[str, Any], now: float) -> Caller | None:
 
 
 class TokenChecker:
-    """Verifies tokens under one key and the algorithms that go with it, whatever a token's own header asks for.
+    """Verifies tokens with one secret (HS256), or with public keys, each by the algorithms that are the key's own,
+    whatever a token's header asks for.
 
     ``cache_max`` verified tokens are remembered until they expire, so that the repetitions of a request do not pay for
-    the signature again. ``clock`` is seconds since the epoch. With ``secret``, that of HS256, tokens whose header the
-    library has accepted before (an issuer writes the same one every time) are compared with their signature directly:
-    6 instead of 30 us, and one is due for each buyer of a crowd. Whatever does not match is the library's to refuse.
+    the signature again. ``clock`` is seconds since the epoch. With a secret, tokens whose header the library has
+    accepted before (an issuer writes the same one every time) are compared with their signature directly: 6 instead of
+    30 us, and one is due for each buyer of a crowd. Whatever does not match is the library's to refuse.
     """
 
     def __init__(
         self,
-        key: OctKey | KeySet,
-        algorithms: tuple[str, ...],
+        keys: str | VerificationKeys,
         *,
         cache_max: int,
         clock: Callable[[], float] = time.time,
-        secret: bytes | None = None,
+        issuer: str = ISSUER,
+        audience: str = AUDIENCE,
     ) -> None:
-        self._key = key
+        self._keys = keys if isinstance(keys, VerificationKeys) else OctKey.import_key(keys)
+        self._secret = keys.encode() if isinstance(keys, str) else None
         self._cache_max = cache_max
         self._clock = clock
+        self._issuer, self._audience = issuer, audience
         self._known: OrderedDict[str, Caller] = OrderedDict()
         # Made once: by default the library makes one for every token.
-        self._registry = JWSRegistry(algorithms=list(algorithms))
-        self._secret = secret
+        self._registry = JWSRegistry(algorithms=["HS256"] if isinstance(keys, str) else ALGORITHMS)
         self._headers: set[str] = set()
+        # RFC 9864 renames EdDSA to Ed25519; tokens with the older name are as good, and not worth a warning each.
+        warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
+
+    def forget(self) -> None:
+        """Forgets which tokens are good: the keys have changed, and one that signed some of them may be gone."""
+        self._known.clear()
 
     def user_id(self, authorization: str | None) -> str:
         """The user named by an Authorization header. Raises UNAUTHENTICATED when it does not hold a good token."""
@@ -126,21 +138,39 @@ class TokenChecker:
         return caller
 
     def _verified(self, token: str) -> Caller:
+        if isinstance(self._keys, VerificationKeys) and not len(self._keys):
+            # Not the caller's fault, and no reason to let anybody in.
+            raise DomainError(
+                ErrorReason.ERROR_REASON_UNAVAILABLE,
+                "the keys of tokens are not known now",
+                retry_after_ms=_KEYS_AWAY_MS,
+            )
         try:
             claims = self._signed_claims(token) or self._claims(token)
         except (JoseError, ValueError, TypeError, RecursionError) as error:
             # What the library says is for the operator; a forger learns only that the token is refused.
             raise _refused("the token is not valid") from error
-        good = good_for(claims, self._clock())
+        good = good_for(claims, self._clock(), self._issuer, self._audience)
         if good is None:
             raise _refused("the token has expired or is not for here")
         return good
 
     def _claims(self, token: str) -> Mapping[str, Any]:
-        claims = jwt.decode(token, self._key, registry=self._registry).claims
-        if len(self._headers) < _HEADERS_MAX:
+        claims = jwt.decode(token, self._key_for, registry=self._registry).claims
+        if self._secret is not None and len(self._headers) < _HEADERS_MAX:
             self._headers.add(token.partition(".")[0])
         return claims
+
+    def _key_for(self, signature: Any) -> Key:
+        """The one key that may verify what has this header. Raises ValueError when there is none."""
+        header: Mapping[str, Any] = signature.headers()
+        kind = header.get("typ", "JWT")
+        if not isinstance(kind, str) or kind.lower() not in _TYPES:
+            raise ValueError("not an access token")
+        if "crit" in header:
+            # It names what must be understood, and there is nothing of the kind that is.
+            raise ValueError("extensions are not understood")
+        return self._keys.key_for(header) if isinstance(self._keys, VerificationKeys) else self._keys
 
     def _signed_claims(self, token: str) -> Mapping[str, Any] | None:
         """The claims, if the token has a header known to be good and our signature."""
@@ -153,25 +183,3 @@ class TokenChecker:
             return None
         claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=="))
         return claims if isinstance(claims, dict) else None
-
-
-def checker_from_secret(secret: str, cache_max: int, clock: Callable[[], float] = time.time) -> TokenChecker:
-    """Checks HS256 tokens signed with ``secret``."""
-    key = OctKey.import_key(secret)
-    return TokenChecker(key, ("HS256",), cache_max=cache_max, clock=clock, secret=secret.encode())
-
-
-def checker_from_jwks(path: Path, cache_max: int, clock: Callable[[], float] = time.time) -> TokenChecker:
-    """Checks EdDSA tokens against the Ed25519 public keys of a JSON Web Key Set (RFC 7517, RFC 8037).
-
-    A token names its key by ``kid``, unless there is only one. Raises SettingsError when the file is not such a set.
-    """
-    try:
-        keys = KeySet.import_key_set(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, JoseError) as error:
-        raise SettingsError(f"GATEWAY_JWKS_FILE: {path} is not a JSON Web Key Set ({type(error).__name__})") from error
-    if not keys.keys or not all(isinstance(key, OKPKey) and key.curve_name == "Ed25519" for key in keys.keys):
-        raise SettingsError(f"GATEWAY_JWKS_FILE: {path} must hold Ed25519 keys and no others")
-    # RFC 9864 renames EdDSA to Ed25519; tokens with the older name are as good, and not worth a warning each.
-    warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
-    return TokenChecker(keys, ("EdDSA", "Ed25519"), cache_max=cache_max, clock=clock)

@@ -15,14 +15,14 @@ from inventory_svc.reaper import Reaper
 from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
-from inventory_svc.sale_book import MIGRATIONS, SaleBook
+from inventory_svc.sale_book import GRANTS, MIGRATIONS, SaleBook
 from inventory_svc.servicer import InventoryServicer
 from inventory_svc.settings import PREFIX, MigrationSettings, Settings
 from inventory_svc.stock_gate import StockGate
 from inventory_svc.stock_watch import StockWatch
 from inventory_svc.timekeeper import Timekeeper
 from inventory_svc.waitlist_book import WaitlistBook
-from mesh import migrations
+from mesh import grants, migrations
 from mesh.background import Background
 from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
@@ -183,11 +183,16 @@ async def serve() -> None:
     configure_logs("inventory")
     stop = stop_signal()
     async with exporting("inventory"), running(settings, read_transport()) as service:
+        await grants.warn_if_owner(settings.database_url)
         await until_stopped(stop, service.crashed)
 
 
 async def migrate() -> None:
-    """The process ``migrate``: brings the database to this program's schema."""
+    """The process ``migrate``: brings the database to this program's schema, and its roles to their rights."""
     settings = read_settings(MigrationSettings, PREFIX)
     configure_logs("inventory")
     log.info("migrated", applied=await migrations.migrate(settings.database_url, MIGRATIONS))
+    if settings.app_role:
+        await grants.apply_grants(
+            settings.database_url, GRANTS, app_role=settings.app_role, auditor_role=settings.auditor_role
+        )

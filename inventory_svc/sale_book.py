@@ -29,6 +29,7 @@ from mesh.postgres import Connection, Pool, Queries, connection, in_transaction
 
 SQL = Queries(Path(__file__).parent / "sql")
 MIGRATIONS = Path(__file__).parent / "sql" / "migrations"
+GRANTS = Path(__file__).parent / "sql" / "grants.sql"
 
 #: Terms kept in memory; a sale beyond is read again.
 _TERMS_KEPT_MAX = 10_000

@@ -13,7 +13,11 @@ PREFIX = "INVENTORY_"
 class MigrationSettings:
     """What the migrate command needs."""
 
-    database_url: str = setting("postgresql://user:password@host:port/database", secret=True)
+    database_url: str = setting(
+        "postgresql://user:password@host:port/database, as the owner of its tables", secret=True
+    )
+    app_role: str = setting("role that the service serves as, which is given the rights of sql/grants.sql", default="")
+    auditor_role: str = setting("role that may read every table", default="")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import psycopg
 from mesh.settings import SettingsError
 
 #: Key of the advisory lock under which migrations run ("flashsal" as a number): one migrator at a time per database.
-_LOCK_KEY = 0x666C617368
+MIGRATION_LOCK_KEY = 0x666C617368
 _TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     number      integer PRIMARY KEY,
@@ -67,7 +67,7 @@ async def migrate(url: str, folder: Path) -> list[str]:
     """Applies what is pending, each in its own transaction; returns the names applied. Many processes may run it."""
     done = []
     async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=5) as conn:
-        await conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+        await conn.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK_KEY,))
         await conn.execute(_TABLE)
         for migration in await _pending(conn, folder):
             async with conn.transaction():

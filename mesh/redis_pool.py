@@ -42,6 +42,8 @@ async def open_redis(url: str, *, connections_max: int = 16, timeout_s: float = 
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         health_check_interval=0,
+        # Told to the server at each connection otherwise, which needs a right and two round trips.
+        driver_info=None,
         # Notices of Redis Enterprise, on by default. With them the pool hands out a connection without looking whether
         # it is closed or holds a reply that nobody fetched, and may wait ten times longer than it was told.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),

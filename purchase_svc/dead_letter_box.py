@@ -14,7 +14,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from mesh.errors import DomainError
 from mesh.rabbit import BROKER_ERRORS, close_rabbit, connect_rabbit
 from purchase_svc.dead_letter import DeadLetter, read
-from purchase_svc.settlement_queue import DEAD, declare
+from purchase_svc.settlement_queue import DEAD
 
 #: Declaring 20 quorum queues on a fresh broker takes seconds.
 _OPEN_TIMEOUT_S = 30.0
@@ -55,14 +55,16 @@ class DeadLetterBox:
 
 @asynccontextmanager
 async def open_dead_letters(url: str) -> AsyncIterator[DeadLetterBox]:
-    """The box; when it is left, all that was taken and not removed is back in its place. Raises UNAVAILABLE."""
+    """The box; when it is left, all that was taken and not removed is back in its place.
+
+    Raises UNAVAILABLE, also while no settlement worker has made the queue yet.
+    """
     with _unavailable():
         connection = await connect_rabbit(url, name="dead letters")
     try:
         with _unavailable():
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=False)
-                await declare(channel)
                 queue = await channel.declare_queue(DEAD, passive=True)
         yield DeadLetterBox(queue)
     finally:

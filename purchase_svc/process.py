@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
-from mesh import migrations
+from mesh import grants, migrations
 from mesh.background import Background
 from mesh.call_metrics import ChannelMetrics
 from mesh.channels import open_channel
@@ -25,7 +25,7 @@ from purchase_svc.callers import ALLOWED
 from purchase_svc.history_book import HistoryBook
 from purchase_svc.operator_desk import OperatorDesk
 from purchase_svc.places import Places
-from purchase_svc.purchase_book import MIGRATIONS_FOLDER, PurchaseBook
+from purchase_svc.purchase_book import MIGRATIONS_FOLDER, SQL_FOLDER, PurchaseBook
 from purchase_svc.queue_writer import QueueWriter
 from purchase_svc.receipts import Receipts
 from purchase_svc.refund_book import RefundBook
@@ -78,7 +78,9 @@ async def running_serve(settings: ServeSettings, transport: Transport = PLAINTEX
         # Connects now and without waiting, so that the first buyer need not.
         channel.get_state(try_to_connect=True)
         inventory, balance = InventoryServiceStub(channel), BalanceServiceStub(balance_channel)
-        publisher = await stack.enter_async_context(SettlementPublisher(settings.amqp_url, name="purchase-serve"))
+        publisher = await stack.enter_async_context(
+            SettlementPublisher(settings.amqp_url, name="purchase-serve", declares=False)
+        )
 
         tasks = Background()
         stack.push_async_callback(tasks.stop)
@@ -137,11 +139,19 @@ async def serve() -> None:
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
     async with exporting("purchase"), running_serve(settings, read_transport()) as running:
+        await grants.warn_if_owner(settings.database_url)
         await until_stopped(stop, running.crashed)
 
 
 async def migrate() -> None:
-    """Brings the purchase database to the newest schema."""
+    """Brings the purchase database to the newest schema, and its roles to their rights."""
     configure_logs("purchase")
     settings = read_settings(MigrateSettings, PREFIX)
     log.info("migrated", applied=await migrations.migrate(settings.database_url, MIGRATIONS_FOLDER))
+    if settings.app_role:
+        await grants.apply_grants(
+            settings.database_url,
+            SQL_FOLDER / "grants.sql",
+            app_role=settings.app_role,
+            auditor_role=settings.auditor_role,
+        )

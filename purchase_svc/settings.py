@@ -13,7 +13,9 @@ PREFIX = "PURCHASE_"
 class MigrateSettings:
     """What migration needs to know."""
 
-    database_url: str = setting("postgresql:// URL of the purchase database", secret=True)
+    database_url: str = setting("postgresql:// URL of the purchase database, as the owner of its tables", secret=True)
+    app_role: str = setting("role that the service serves as, which is given the rights of sql/grants.sql", default="")
+    auditor_role: str = setting("role that may read every table", default="")
 
 
 @dataclass(frozen=True)

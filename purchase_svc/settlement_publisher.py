@@ -71,13 +71,24 @@ class SettlementPublisher:
     Entering it starts to connect and does not wait, so a process can start while RabbitMQ is away. After any failure
     the connection is given up and made anew, queues and bindings with it, at most every ``pause_s`` seconds; a
     self-restoring connection would leave publishes hanging meanwhile (aio-pika#556, #636).
+
+    With ``declares`` false the queues are made by others, the settlement workers: its user needs no right to make or
+    delete any. Until they are there, publishing raises UNAVAILABLE.
     """
 
     def __init__(
-        self, url: str, *, name: str, in_flight_max: int = 64, timeout_s: float = 5.0, pause_s: float = 0.5
+        self,
+        url: str,
+        *,
+        name: str,
+        declares: bool = True,
+        in_flight_max: int = 64,
+        timeout_s: float = 5.0,
+        pause_s: float = 0.5,
     ) -> None:
         self._url = url
         self._name = name
+        self._declares = declares
         self._timeout_s = timeout_s
         self._pause_s = pause_s
         self._slots = asyncio.Semaphore(in_flight_max)
@@ -227,7 +238,8 @@ class SettlementPublisher:
             connection = await connect_rabbit(self._url, name=self._name)
             try:
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                await declare(channel)
+                if self._declares:
+                    await declare(channel)
             except BaseException:
                 await close_rabbit(connection)
                 raise

@@ -1,4 +1,5 @@
-"""Settings of the settlement worker, read from SETTLEMENT_ variables; addresses are shared with the serving process."""
+"""Settings of the settlement worker, read from SETTLEMENT_ variables; it shares the database and the gRPC targets with
+the serving process."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ class SettlementSettings:
     """What a settlement worker needs to know. ``rate_per_s`` and ``burst`` must be the same for all workers."""
 
     database_url: str = setting("postgresql:// URL of the purchase database", env="PURCHASE_DATABASE_URL", secret=True)
-    amqp_url: str = setting("amqp:// URL of RabbitMQ", env="PURCHASE_AMQP_URL", secret=True)
+    amqp_url: str = setting("amqp:// URL of RabbitMQ, as a user that may declare the queues", secret=True)
     inventory_target: str = setting("gRPC target of the Inventory Service", env="PURCHASE_INVENTORY_TARGET")
     balance_target: str = setting("gRPC target of the Balance Service", env="PURCHASE_BALANCE_TARGET")
     listen: str = setting("host:port to serve health on", default="127.0.0.1:7054")

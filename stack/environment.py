@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from stack.certificates import SETTINGS as CERTIFICATE_SETTINGS
 from stack.certificates import files_of
+from stack.database_roles import AUDITOR, DATABASES, auditor_url, database_url, owner_url
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
 from stack.ports import Ports, metrics_of
-from stack.postgres_server import DATABASES, admin_url, database_url
-from stack.rabbitmq_server import amqp_url
+from stack.postgres_server import admin_url
+from stack.rabbitmq_server import ADMINISTRATOR, amqp_url
+from stack.redis_server import redis_url
 from stack.replicas import SERVICE_KINDS, Replicas, count_setting
 from stack.secret_store import Secrets
 
@@ -32,7 +35,11 @@ _OWN_PREFIXES = {
 _ADDRESSES = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL", "GATEWAY_URLS")
 # Whether the services speak mutual TLS: on, unless this says off (for comparison).
 TLS_SWITCH = "MESH_TLS"
-_SECRET_NAMES = ("PASSWORD", "SECRET", "DATABASE_URL", "REDIS_URL", "AMQP_URL", "ADMIN_URL")
+_SECRET_NAMES = ("PASSWORD", "SECRET")
+_URL_WITH_PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
+_OWNER = "OWNER_"
+# The serving process's, whose user may do less and other things.
+_NOT_FOR_SETTLEMENT = ("PURCHASE_AMQP_URL",)
 
 
 def load(stack_dir: Path | None = None) -> dict[str, str]:
@@ -58,7 +65,6 @@ def build(
     """Work out the whole environment; `settings` of the services go over what is computed here."""
     targets = {kind: ports.target(kind, replicas) for kind in ("inventory", "balance", "purchase")}
     gateways = [f"http://{ports.address(name)}" for name in replicas.names("gateway")]
-    redis_url = f"redis://:{secrets.redis_password}@{ports.address('redis')}/0"
     computed = {
         **ports.settings(),
         **replicas.settings(),
@@ -70,16 +76,21 @@ def build(
         "GATEWAY_SOLE": str(len(gateways) == 1).lower(),
         "GATEWAY_URLS": ",".join(gateways),
         "GATEWAY_JWT_SECRET": secrets.gateway_jwt_secret,
-        "INVENTORY_REDIS_URL": redis_url,
-        "PURCHASE_AMQP_URL": amqp_url(ports, secrets),
+        # Not one of a service's settings: only `migrate` is told of its own.
+        **{f"{_OWNER}{name.upper()}_DATABASE_URL": owner_url(name, ports, secrets) for name in DATABASES},
+        "INVENTORY_REDIS_URL": redis_url("inventory", ports, secrets),
+        "PURCHASE_AMQP_URL": amqp_url("purchase", ports, secrets),
+        "SETTLEMENT_AMQP_URL": amqp_url("settlement", ports, secrets),
         "PURCHASE_INVENTORY_TARGET": targets["inventory"],
         "PURCHASE_BALANCE_TARGET": targets["balance"],
         "GATEWAY_INVENTORY_TARGET": targets["inventory"],
         "GATEWAY_BALANCE_TARGET": targets["balance"],
         "GATEWAY_PURCHASE_TARGET": targets["purchase"],
-        "REDIS_URL": redis_url,
-        "AMQP_URL": amqp_url(ports, secrets),
+        # The servers' administrators, and who may only look: for commands and tests.
+        "REDIS_URL": redis_url("", ports, secrets),
+        "AMQP_URL": amqp_url(ADMINISTRATOR, ports, secrets),
         "POSTGRES_ADMIN_URL": admin_url(ports, secrets),
+        "POSTGRES_AUDITOR_URL": auditor_url(ports, secrets),
         "STACK_DIR": str(folder.path),
     }
     told = passed_on(settings)
@@ -114,12 +125,27 @@ def for_service(kind: str, whole: Mapping[str, str]) -> dict[str, str]:
     own = {name: value for name, value in passed_on(whole).items() if name.startswith(_OWN_PREFIXES[kind])}
     if whole.keys() >= CERTIFICATE_SETTINGS:
         own |= files_of(StackFolder(Path(whole["STACK_DIR"])).certificates, kind).settings()
+    if kind == "settlement":
+        own = {name: value for name, value in own.items() if name not in _NOT_FOR_SETTLEMENT}
     return own
+
+
+def for_migration(name: str, whole: Mapping[str, str]) -> dict[str, str]:
+    """The part of the environment for migrating a service's database: as its owner, unknown to what serves."""
+    prefix = name.upper()
+    return {
+        f"{prefix}_DATABASE_URL": whole[f"{_OWNER}{prefix}_DATABASE_URL"],
+        f"{prefix}_APP_ROLE": name,
+        f"{prefix}_AUDITOR_ROLE": AUDITOR,
+    }
 
 
 def masked(environment: Mapping[str, str]) -> dict[str, str]:
     """The same with every secret blotted out, fit to be printed."""
-    return {name: "********" if name.endswith(_SECRET_NAMES) else value for name, value in environment.items()}
+    return {
+        name: "********" if name.endswith(_SECRET_NAMES) or _URL_WITH_PASSWORD.search(value) else value
+        for name, value in environment.items()
+    }
 
 
 def _answers(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The private PostgreSQL: durable commits, passwords (SCRAM), loopback only, one database and role per service."""
+"""The private PostgreSQL: durable commits, passwords (SCRAM), loopback only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 
 import psycopg
-from psycopg import sql
 
 from stack import binaries
 from stack.errors import NotReadyError, StackError
@@ -15,8 +14,6 @@ from stack.folder import StackFolder, own_dir, own_file, server_user
 from stack.parts import Part, Program
 from stack.ports import LOOPBACK, Ports
 from stack.secret_store import Secrets
-
-DATABASES = ("inventory", "balance", "purchase")
 
 _CONFIG = """\
 # Written by `make up`; changes are lost.
@@ -123,34 +120,9 @@ def prepare(folder: StackFolder, secrets: Secrets, ports: Ports) -> None:
         _initdb(folder, secrets, user)
 
 
-def create_databases(ports: Ports, secrets: Secrets) -> None:
-    """Give each service its own role and database, which no other service's role can open. Repeatable."""
-    passwords = {name: getattr(secrets, f"{name}_database_password") for name in DATABASES}
-    with psycopg.connect(admin_url(ports, secrets), autocommit=True) as connection:
-        for name, password in passwords.items():
-            identifier = sql.Identifier(name)
-            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(identifier))
-            # The server gets the SCRAM verifier only, so that no password can end up in its log.
-            verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(identifier, sql.Literal(verifier)))
-            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
-        for name in (*DATABASES, "postgres", "template1"):
-            connection.execute(
-                sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
-            )
-
-
 def admin_url(ports: Ports, secrets: Secrets) -> str:
     """The superuser's connection, for tests and repairs; no service gets it."""
     return f"postgresql://postgres:{secrets.postgres_password}@{ports.address('postgres')}/postgres"
-
-
-def database_url(name: str, ports: Ports, secrets: Secrets) -> str:
-    """The connection of one service's own role to its own database."""
-    password = getattr(secrets, f"{name}_database_password")
-    return f"postgresql://{name}:{password}@{ports.address('postgres')}/{name}"
 
 
 def _initdb(folder: StackFolder, secrets: Secrets, user: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 from pamqp import base, commands, exceptions, frame
 
@@ -15,17 +16,16 @@ from stack.parts import Part, Program
 from stack.ports import LOOPBACK, Ports
 from stack.secret_store import Secrets
 
-AMQP_USER = "flashsale"
+#: For the stack itself, tests and repairs; no service gets it.
+ADMINISTRATOR = "flashsale"
 #: Longest that a command to the broker may take: an Erlang machine is started for each, seconds.
 _CONTROL_S_MAX = 30.0
 
 _CONFIG = """\
 # Written by `make up`; changes are lost.
 listeners.tcp.1 = {host}:{port}
-# Made at the first start instead of guest, which then does not exist.
-default_user = {user}
-default_pass = {password}
-default_vhost = /
+# The users, read at every start. With it no guest is made.
+load_definitions = {definitions}
 heartbeat = 10
 # Publishers are blocked, not lost, beyond these marks.
 vm_memory_high_watermark.relative = 0.25
@@ -79,7 +79,7 @@ def part(folder: StackFolder, ports: Ports, secrets: Secrets) -> Part:
     )
 
     def check_ready() -> None:
-        _open_amqp_connection(ports.amqp, secrets.amqp_password)
+        log_in(ports.amqp, ADMINISTRATOR, password_of(ADMINISTRATOR, secrets))
 
     return Part("rabbitmq", ports.amqp, program, check_ready, ready_within_s=90)
 
@@ -122,32 +122,37 @@ def epmd_part(folder: StackFolder, ports: Ports) -> Part:
     return Part("epmd", ports.epmd, program, check_ready, ready_within_s=15)
 
 
-def prepare(folder: StackFolder, ports: Ports, secrets: Secrets) -> None:
+def prepare(folder: StackFolder, ports: Ports, definitions: Path) -> None:
     """Write the configuration and make the folders."""
     user = server_user("rabbitmq")
     home = folder.rabbitmq
     own_dir(home, user)
     for name in ("home", "mnesia", "plugins-expand", "config", "log"):
         own_dir(home / name, user)
-    text = _CONFIG.format(host=LOOPBACK, port=ports.amqp, user=AMQP_USER, password=secrets.amqp_password)
+    text = _CONFIG.format(host=LOOPBACK, port=ports.amqp, definitions=definitions)
     own_file(home / "rabbitmq.conf", text, user)
     own_file(home / "enabled_plugins", "[].\n", user)
     # Present but empty, so that the system's own settings in /etc/rabbitmq are not read.
     own_file(home / "rabbitmq-env.conf", "", user)
 
 
-def amqp_url(ports: Ports, secrets: Secrets) -> str:
-    """The connection every service and test uses."""
-    return f"amqp://{AMQP_USER}:{secrets.amqp_password}@{ports.address('amqp')}/"
+def amqp_url(user: str, ports: Ports, secrets: Secrets) -> str:
+    """The connection of one user."""
+    return f"amqp://{user}:{password_of(user, secrets)}@{ports.address('amqp')}/"
 
 
-def _open_amqp_connection(port: int, password: str) -> None:
-    """Log in and open the virtual host, as a client would (AMQP 0-9-1, section 2.2.4)."""
+def password_of(user: str, secrets: Secrets) -> str:
+    """The password of the administrator or of a service's user."""
+    return secrets.amqp_password if user == ADMINISTRATOR else str(getattr(secrets, f"{user}_amqp_password"))
+
+
+def log_in(port: int, user: str, password: str) -> None:
+    """Log in and open the virtual host, as a client would (AMQP 0-9-1, section 2.2.4). Raises NotReadyError."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=5) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             _expect(connection, commands.Connection.Start)
-            response = f"\0{AMQP_USER}\0{password}"
+            response = f"\0{user}\0{password}"
             _send(
                 connection,
                 commands.Connection.StartOk(mechanism="PLAIN", response=response, locale="en_US"),

@@ -13,12 +13,21 @@ from stack.folder import own_file
 class Secrets:
     """Every secret of a stack. Not printable, so that none reaches a log by accident."""
 
+    # The servers' administrators: for the stack itself, tests and repairs. No service is told of them.
     redis_password: str
     amqp_password: str
     postgres_password: str
+    # Who owns a service's tables and migrates them, as whom the service serves, and who may look at everything.
+    inventory_owner_password: str
+    balance_owner_password: str
+    purchase_owner_password: str
     inventory_database_password: str
     balance_database_password: str
     purchase_database_password: str
+    auditor_database_password: str
+    inventory_redis_password: str
+    purchase_amqp_password: str
+    settlement_amqp_password: str
     gateway_jwt_secret: str
 
 

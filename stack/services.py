@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh.settings import SettingsError
 from stack import binaries
 from stack.certificates import PeerFiles
-from stack.environment import for_service
+from stack.environment import for_migration, for_service
 from stack.errors import NotReadyError, StackError
 from stack.folder import CHECKOUT, StackFolder, own_file
 from stack.parts import Part, Program
@@ -65,10 +65,13 @@ def write_environment(
 
 
 def migrate(folder: StackFolder, whole: Mapping[str, str]) -> None:
-    """Bring the three databases to the newest schema, side by side. Raises StackError with the log's end."""
+    """Bring the three databases to the newest schema and their roles to their rights, side by side.
+
+    Raises StackError with the log's end.
+    """
     running = {}
     for name in MIGRATED:
-        environment = base_environment() | for_service(name, whole)
+        environment = base_environment() | for_migration(name, whole)
         with folder.log_file(f"migrate-{name}").open("w") as log:
             running[name] = subprocess.Popen(
                 [sys.executable, "-m", f"{name}_svc", "migrate"],

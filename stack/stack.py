@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from stack import certificates, environment, postgres_server, rabbitmq_server, redis_server, services
+from stack import (
+    broker_users,
+    certificates,
+    database_roles,
+    environment,
+    postgres_server,
+    rabbitmq_server,
+    redis_server,
+    services,
+)
 from stack.errors import NotReadyError, StackError
 from stack.folder import StackFolder, own_file
 from stack.parts import Part
@@ -79,6 +88,7 @@ class Stack:
             self.folder.complete_file.unlink(missing_ok=True)
             self.open()
             self.start(*SERVERS)
+            self._admit_services()
             self.prepare_databases()
             self.start_services()
             self.folder.complete_file.touch()
@@ -98,7 +108,7 @@ class Stack:
 
     def prepare_databases(self) -> None:
         """Make the services' roles and databases where they are missing."""
-        postgres_server.create_databases(self._ports, self._known_secrets())
+        database_roles.create(self._ports, self._known_secrets())
 
     def start_services(self) -> None:
         """Migrate the databases and start every service; restart those whose environment has changed."""
@@ -276,7 +286,15 @@ class Stack:
         secrets = self._known_secrets()
         redis_server.prepare(self.folder, self._ports, secrets)
         postgres_server.prepare(self.folder, secrets, self._ports)
-        rabbitmq_server.prepare(self.folder, self._ports, secrets)
+        rabbitmq_server.prepare(self.folder, self._ports, broker_users.definitions_file(self.folder))
+        broker_users.write_definitions(self.folder, secrets)
+
+    def _admit_services(self) -> None:
+        """Tell servers that were left running of users that their configuration has named since they were started."""
+        secrets = self._known_secrets()
+        redis_server.admit_services(self._ports, secrets)
+        if not broker_users.are_admitted(self._ports, secrets):
+            self.control_broker("import_definitions", str(broker_users.definitions_file(self.folder)))
 
     def _known_secrets(self) -> Secrets:
         if self._secrets is None:

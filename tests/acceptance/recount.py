@@ -9,10 +9,11 @@ import redis
 
 
 class Recount:
-    """Looks into the three databases and Redis of a stack as their administrator."""
+    """Looks into the three databases of a stack as their auditor, and into Redis as its administrator."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._admin = environment["POSTGRES_ADMIN_URL"].rpartition("/")[0]
+        self._auditor = environment["POSTGRES_AUDITOR_URL"].rpartition("/")[0]
         self.redis_url = environment["REDIS_URL"]
 
     def database_url(self, database: str) -> str:
@@ -21,7 +22,7 @@ class Recount:
 
     def rows(self, database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a query of one database gives."""
-        with psycopg.connect(self.database_url(database)) as conn:
+        with psycopg.connect(f"{self._auditor}/{database}") as conn:
             conn.read_only = True
             return conn.execute(query.encode(), parameters).fetchall()
 

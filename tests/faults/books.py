@@ -1,5 +1,5 @@
-"""What the three databases and the gate hold of one sale, read with the administrator's rights and without the
-services: what watches the services must not believe them."""
+"""What the three databases and the gate hold of one sale, read with the auditor's rights and without the services: what
+watches the services must not believe them."""
 
 import asyncio
 from collections.abc import Mapping
@@ -85,7 +85,7 @@ class Books:
     server is away. Used as an async context manager."""
 
     def __init__(self, environment: Mapping[str, str], sale_id: str) -> None:
-        self._admin = environment["POSTGRES_ADMIN_URL"].rpartition("/")[0]
+        self._auditor = environment["POSTGRES_AUDITOR_URL"].rpartition("/")[0]
         self._redis_url = environment["REDIS_URL"]
         self._sale_id = sale_id
         self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
@@ -114,7 +114,7 @@ class Books:
         connection = self._connections.get(database)
         if connection is None or connection.closed:
             connection = await psycopg.AsyncConnection.connect(
-                f"{self._admin}/{database}", autocommit=True, connect_timeout=2
+                f"{self._auditor}/{database}", autocommit=True, connect_timeout=2
             )
             await connection.set_read_only(True)
             self._connections[database] = connection

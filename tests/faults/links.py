@@ -18,7 +18,8 @@ import uvloop
 from tests.faults.tcp_pipes import Counters, Direction
 from tests.faults.tcp_proxy import Address, TcpProxy
 
-#: The settings that say where each link leads. Serving and settling processes share those of ``purchase``.
+#: The settings that say where each link leads. Serving and settling processes share the links of
+#: ``purchase``.
 LINKS: dict[str, tuple[str, ...]] = {
     "client->gateway": ("GATEWAY_URLS", "GATEWAY_URL"),
     "gateway->purchase": ("GATEWAY_PURCHASE_TARGET",),
@@ -26,7 +27,7 @@ LINKS: dict[str, tuple[str, ...]] = {
     "gateway->balance": ("GATEWAY_BALANCE_TARGET",),
     "purchase->inventory": ("PURCHASE_INVENTORY_TARGET",),
     "purchase->balance": ("PURCHASE_BALANCE_TARGET",),
-    "purchase->rabbitmq": ("PURCHASE_AMQP_URL",),
+    "purchase->rabbitmq": ("PURCHASE_AMQP_URL", "SETTLEMENT_AMQP_URL"),
     "purchase->postgres": ("PURCHASE_DATABASE_URL",),
     "inventory->redis": ("INVENTORY_REDIS_URL",),
     "inventory->postgres": ("INVENTORY_DATABASE_URL",),

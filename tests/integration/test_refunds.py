@@ -194,7 +194,7 @@ async def test_a_process_killed_between_the_steps_leaves_a_refund_to_its_success
         cwd=ROOT,
         env={
             "PURCHASE_DATABASE_URL": settings.database_url,
-            "PURCHASE_AMQP_URL": settings.amqp_url,
+            "SETTLEMENT_AMQP_URL": settings.amqp_url,
             "PURCHASE_INVENTORY_TARGET": settings.inventory_target,
             "PURCHASE_BALANCE_TARGET": settings.balance_target,
             "SETTLEMENT_LISTEN": "127.0.0.1:0",

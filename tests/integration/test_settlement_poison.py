@@ -444,7 +444,7 @@ async def command(rig: SettlementRig, *arguments: str, **changes: str) -> tuple[
     """Runs the command line; exit code, lines said, and the complaint."""
     given = {
         "PURCHASE_DATABASE_URL": rig.settings.database_url,
-        "PURCHASE_AMQP_URL": rig.settings.amqp_url,
+        "SETTLEMENT_AMQP_URL": rig.settings.amqp_url,
         "PURCHASE_INVENTORY_TARGET": rig.settings.inventory_target,
         "PURCHASE_BALANCE_TARGET": rig.settings.balance_target,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -493,7 +493,7 @@ async def test_the_command_line_shows_aligned_lines_and_leaves_everything_where_
         (["fail-parked", "alice"], {}, 2, "'alice' is no purchase id"),
         (["replay-dead-letters", "--most", "0"], {}, 2, "'0' is not a number"),
         (["parked"], {"SETTLEMENT_BURST": "many"}, 2, "settings: SETTLEMENT_BURST"),
-        (["dead-letters"], {"PURCHASE_AMQP_URL": "amqp://127.0.0.1:1"}, 1, "UNAVAILABLE: the message broker is away"),
+        (["dead-letters"], {"SETTLEMENT_AMQP_URL": "amqp://127.0.0.1:1"}, 1, "UNAVAILABLE: the message broker is away"),
         (["parked"], {"PURCHASE_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "UNAVAILABLE: the database is away"),
     ],
 )

@@ -36,7 +36,7 @@ def free_port() -> int:
 def environment(rig: SettlementRig, **changes: str) -> dict[str, str]:
     given = {
         "PURCHASE_DATABASE_URL": rig.settings.database_url,
-        "PURCHASE_AMQP_URL": rig.settings.amqp_url,
+        "SETTLEMENT_AMQP_URL": rig.settings.amqp_url,
         "PURCHASE_INVENTORY_TARGET": rig.settings.inventory_target,
         "PURCHASE_BALANCE_TARGET": rig.settings.balance_target,
         "SETTLEMENT_LISTEN": f"127.0.0.1:{free_port()}",

@@ -23,6 +23,7 @@ from purchase_svc.process import Running, running_serve
 from purchase_svc.purchase_book import MIGRATIONS_FOLDER
 from purchase_svc.settings import ServeSettings
 from tests.support.servers import Servers
+from tests.support.settlement_rig import declare_queues
 
 
 @dataclass
@@ -92,6 +93,8 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
             "balance_target": "127.0.0.1:1",
             "listen": "127.0.0.1:0",
         }
+        # No worker runs that would make the queues.
+        await declare_queues(servers.amqp_url)
         settings = ServeSettings(**(given | changes))
         await migrations.migrate(settings.database_url, MIGRATIONS_FOLDER)
         running = await stack.enter_async_context(running_serve(settings))

@@ -41,13 +41,28 @@ class Servers:
 
     @property
     def redis_url(self) -> str:
-        """Redis."""
+        """Redis, as its administrator."""
         return self._url("redis", "REDIS_URL")
 
     @property
     def amqp_url(self) -> str:
-        """RabbitMQ."""
+        """RabbitMQ, as its administrator."""
         return self._url("rabbitmq", "AMQP_URL")
+
+    @property
+    def inventory_redis_url(self) -> str:
+        """Redis, as the inventory service."""
+        return self._url("redis", "INVENTORY_REDIS_URL")
+
+    @property
+    def purchase_amqp_url(self) -> str:
+        """RabbitMQ, as the process that serves purchases."""
+        return self._url("rabbitmq", "PURCHASE_AMQP_URL")
+
+    @property
+    def settlement_amqp_url(self) -> str:
+        """RabbitMQ, as a settlement worker."""
+        return self._url("rabbitmq", "SETTLEMENT_AMQP_URL")
 
     @property
     def postgres_admin_url(self) -> str:

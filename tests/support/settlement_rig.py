@@ -281,6 +281,12 @@ class SettlementRig:
         return (await self.publisher.depths())[1]
 
 
+async def declare_queues(amqp_url: str) -> None:
+    """Makes the settlement queues, as a worker does."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await settlement_queue.declare(await connection.channel())
+
+
 async def empty_queues(amqp_url: str, *, delete: bool = False) -> None:
     """Purges, or deletes, every settlement queue: others may have left messages there."""
     connection = await aio_pika.connect(amqp_url)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from bench.hand import UsageError, cents, run
-from gateway.tokens import checker_from_secret
+from gateway.tokens import TokenChecker
 
 
 def no_stack() -> Mapping[str, str]:
@@ -40,7 +40,7 @@ _TARGETS = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_UR
 
 async def test_an_operator_s_token_is_asked_for_by_name() -> None:
     secret = "s" * 32
-    checker = checker_from_secret(secret, 10)
+    checker = TokenChecker(secret, cache_max=10)
     for command, is_operator in (("token", False), ("operator-token", True)):
         token = (await run([command, "olga"], lambda: {"GATEWAY_JWT_SECRET": secret})).strip()
         caller = checker.caller(f"Bearer {token}")
