@@ -19,22 +19,14 @@ from mesh.call_metrics import MetricsLayer
 from mesh.interceptors import ErrorLayer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
+from mesh.peer_limits import CONNECTIONS_MAX, STREAMS_MAX, server_limits
+from mesh.receiving import ReceiveLayer, ReceivingBounds
 from mesh.settings import SettingsError
 
 log = get_logger(__name__)
 
-#: Largest request taken, bytes. A full batch of 10,000 deposits is below 1 MB.
-MESSAGE_BYTES_MAX = 2 * 1024 * 1024
-
-_OPTIONS = [
-    # Without this a second process would share the port unnoticed and take half of the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_metadata_size", 16 * 1024),
-    # Agrees with the keepalive of mesh.channels, or the server answers GOAWAY too_many_pings.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
+# Without this a second process would share the port unnoticed and take half of the calls.
+_OWN_PORT = ("grpc.so_reuseport", 0)
 
 #: Adds a servicer to a server: the generated ``add_XServicer_to_server`` bound to its servicer.
 Registration = tuple[str, Callable[[grpc.aio.Server], None]]
@@ -80,11 +72,11 @@ async def until_stopped(stop: asyncio.Event, crashed: "asyncio.Future[BaseExcept
 
 
 class GrpcServer:
-    """A grpc.aio server with health, reflection, error mapping, metrics and a limit of calls under way.
+    """A grpc.aio server with health, reflection, error mapping, metrics and limits of calls, requests and peers.
 
-    ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
-    NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, takes no new calls, gives those under way
-    ``grace_s`` seconds and then cancels them.
+    ``registrations`` are (full service name, function that adds its servicer); ``streams_max`` is of calls under way on
+    one connection. Used as an async context manager: it is NOT_SERVING until ``serving()`` is called; on leaving it
+    says NOT_SERVING, takes no new calls, gives those under way ``grace_s`` seconds and then cancels them.
     """
 
     def __init__(
@@ -94,6 +86,9 @@ class GrpcServer:
         *,
         metrics: Metrics | None = None,
         limits: Limits | None = None,
+        receiving: ReceivingBounds | None = None,
+        connections_max: int = CONNECTIONS_MAX,
+        streams_max: int = STREAMS_MAX,
         grace_s: float = 5.0,
         with_reflection: bool = True,
     ) -> None:
@@ -112,8 +107,24 @@ class GrpcServer:
             ("kind",),
             lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
+        refused = metrics.counts(
+            "flashsale_requests_refused",
+            "Requests refused before they were begun: late or crowded out on their way, too many bytes beside others, "
+            "missing, malformed",
+            ("grpc_method", "reason"),
+        )
+        receive = ReceiveLayer(receiving or ReceivingBounds(), refused)
+        metrics.gauge(
+            "flashsale_requests_incomplete", "Requests that have not come whole yet", lambda: receive.incomplete
+        )
+        metrics.gauge(
+            "flashsale_request_bytes_under_way",
+            "Bytes of the requests that are being worked on",
+            lambda: receive.bytes_under_way,
+        )
         # The limit is inside the error mapping, so that its refusal is mapped like any other error.
-        self._interceptor = LayersInterceptor(MetricsLayer(metrics), ErrorLayer(), limit)
+        self._interceptor = LayersInterceptor(MetricsLayer(metrics), ErrorLayer(), limit, outermost=receive)
+        self._options = [_OWN_PORT, *server_limits(connections_max=connections_max, streams_max=streams_max)]
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = HealthServicer()
@@ -122,7 +133,7 @@ class GrpcServer:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._interceptor], options=self._options)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [name for name, _ in self._registrations]
         for _, register in self._registrations:
