@@ -43,7 +43,7 @@ from mesh.settings import SettingsError, read_settings
 log = get_logger(__name__)
 
 #: Longest request head, bytes; hyper answers 431 by itself beyond it.
-_HEAD_BYTES_MAX = 32 * 1024
+_HEAD_BYTES_MAX = 16 * 1024
 #: How long a connection may be idle or take to send a request's head, ms.
 _HEAD_TIMEOUT_MS = 60_000
 #: How long the server may take to listen, s.

@@ -248,22 +248,24 @@ async def test_large_requests_under_way_share_a_budget_and_small_ones_need_none(
 
 
 async def test_client_streams_are_bounded_in_number_and_time() -> None:
-    async with attacked(client_streams_max=2, client_stream_s=1.0) as (service, _, met):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
-            question = reflection_pb2.ServerReflectionRequest(list_services="")
-            calls = [stub.ServerReflectionInfo(timeout=20) for _ in range(2)]
-            for call in calls:
-                await call.write(question)
-                assert (await call.read()).HasField("list_services_response")
-            third = stub.ServerReflectionInfo(timeout=20)
-            assert await code_of(third.read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
-            for call in calls:
-                assert await code_of(call.read()) is grpc.StatusCode.DEADLINE_EXCEEDED
-            again = stub.ServerReflectionInfo(timeout=20)
-            await again.write(question)
-            assert (await again.read()).HasField("list_services_response")
-            again.cancel()
+    async with (
+        attacked(client_streams_max=2, client_stream_s=1.0) as (service, _, met),
+        grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
+    ):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        calls = [stub.ServerReflectionInfo(timeout=20) for _ in range(2)]
+        for call in calls:
+            await call.write(question)
+            assert (await call.read()).HasField("list_services_response")
+        third = stub.ServerReflectionInfo(timeout=20)
+        assert await code_of(third.read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in calls:
+            assert await code_of(call.read()) is grpc.StatusCode.DEADLINE_EXCEEDED
+        again = stub.ServerReflectionInfo(timeout=20)
+        await again.write(question)
+        assert (await again.read()).HasField("list_services_response")
+        again.cancel()
     met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
 
 
