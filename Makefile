@@ -125,12 +125,13 @@ replay-parked: install  ## Let the workers try parked purchases again (PURCHASE=
 fail-parked: install  ## End parked purchases, hold and units given back first: make fail-parked PURCHASE=id
 	@$(operate) fail-parked $(PURCHASE)
 
-lint: install  ## Check style, types, contracts, and that generated code is current
+lint: install  ## Check style, types, contracts, that generated code is current, and known holes of dependencies
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary .
 	@cd protos && ../.venv/bin/buf lint
 	@$(python) protos/generate.py --check
+	@$(python) -m stack.audit_dependencies
 
 format:  ## Put the code into the common format
 	@.venv/bin/ruff check --quiet --fix . ; .venv/bin/ruff format --quiet .
