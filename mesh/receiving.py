@@ -69,6 +69,7 @@ class ReceiveLayer:
         #: Oldest first.
         self._readings: dict[_Reading, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._crowd_timer: asyncio.TimerHandle | None = None
         #: Bytes of the requests that are being worked on.
         self.bytes_under_way = 0
         #: Client-streaming calls under way.
@@ -150,6 +151,8 @@ class ReceiveLayer:
         assert task is not None
         reading = _Reading(task, loop.time())
         self._readings[reading] = None
+        if self._timer is None:
+            self._timer = loop.call_later(self._bounds.wait_s, self._end_late, loop)
         self._make_room(loop)
         raw = None
         try:
@@ -166,20 +169,24 @@ class ReceiveLayer:
         return raw
 
     def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets the oldest go if there are too many, and sees to it that those which stay too long will."""
+        """Lets the oldest go if there are too many. Looks again when those that are too many but fresh no longer are."""
         bounds = self._bounds
-        if self._timer is None:
-            self._timer = loop.call_later(bounds.wait_s, self._end_late, loop)
         excess = len(self._readings) - bounds.incomplete_max
         if excess <= 0:
             return
         fresh_from = loop.time() - bounds.fresh_s
         for place, reading in enumerate(self._readings):
-            if place >= excess or (
-                reading.began > fresh_from and len(self._readings) - place <= bounds.incomplete_hard_max
-            ):
+            if place >= excess:
+                return
+            if reading.began > fresh_from and len(self._readings) - place <= bounds.incomplete_hard_max:
+                if self._crowd_timer is None:
+                    self._crowd_timer = loop.call_at(reading.began + bounds.fresh_s, self._look_again, loop)
                 return
             self._give_up(reading, "crowded")
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._crowd_timer = None
+        self._make_room(loop)
 
     def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
         late_from = loop.time() - self._bounds.wait_s

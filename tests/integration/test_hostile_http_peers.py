@@ -145,7 +145,7 @@ async def test_a_head_beyond_its_bound_is_refused_before_it_is_all_there() -> No
             reader, writer = await h.connect()
             writer.write(b"GET /healthz HTTP/1.1\r\nhost: t\r\n")
             with contextlib.suppress(ConnectionError):
-                for _ in range(20_000_000 // len(lines)):
+                for _ in range(2_500):
                     if reader.at_eof():
                         break
                     writer.write(lines * (8_000 // len(lines)))

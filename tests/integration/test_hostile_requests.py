@@ -5,8 +5,10 @@ Every attack is on a server of the test's own, on loopback, bounded in number an
 """
 
 import asyncio
-import gzip
+import contextlib
+import zlib
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any
 
 import grpc
@@ -19,14 +21,18 @@ from mesh.channels import open_channel
 from mesh.peer_limits import MESSAGE_BYTES_MAX
 from tests.support.attacked import GET_SALE, UNAFFECTED_S, attacked, code_of, until
 from tests.support.http2_peer import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES_MAX,
     HEADERS,
+    PREFACE,
+    SETTINGS,
     Http2Peer,
     call_headers,
     frame,
+    header_block,
     http2_peer,
     message,
 )
@@ -59,41 +65,59 @@ async def test_the_limit_is_what_it_is_said_to_be() -> None:
         assert await code_of(stub.GetSale(above, timeout=10)) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@cache
+def bomb() -> bytes:
+    """A compressed message that would unpack to 500 MB."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    parts = [packer.compress(bytes(1024 * 1024)) for _ in range(500)]
+    packed = message(b"".join(parts) + packer.flush(), compressed=True)
+    assert len(packed) < MESSAGE_BYTES_MAX
+    return packed
+
+
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 async def test_a_compressed_call_is_refused_and_never_unpacked(algorithm: str) -> None:
-    bomb = message(gzip.compress(bytes(900 * 1024 * 1024), 9), compressed=True)
-    assert len(bomb) < MESSAGE_BYTES_MAX
+    octets = bomb()
     async with attacked() as (service, _, met):
         for _ in range(5):
             async with http2_peer(service.port) as peer:
                 stream = peer.new_stream()
                 headers = call_headers(GET_SALE, ("grpc-encoding", algorithm))
                 await peer.send(frame(HEADERS, END_HEADERS, stream, headers))
-                for start in range(0, 60_000, FRAME_BYTES_MAX):
-                    await peer.send(frame(DATA, 0, stream, bomb[start : start + FRAME_BYTES_MAX]))
+                for start in range(0, 60_000, 15_000):
+                    await peer.send(frame(DATA, 0, stream, octets[start : start + 15_000]))
                 await until(lambda peer=peer: peer.statuses == [UNIMPLEMENTED])  # type: ignore[misc]
         assert service.memory_peak_mb < 200
     met.assert_unaffected(calls=3, within_s=UNAFFECTED_S)
 
 
+async def _answer_with_a_bomb(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serves one connection: answers the first call with a bomb, asked for or not."""
+    writer.write(frame(SETTINGS, 0, 0))
+    await reader.readexactly(len(PREFACE))
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == SETTINGS and not head[4] & ACK:
+                writer.write(frame(SETTINGS, ACK, 0))
+            if head[3] != HEADERS:
+                continue
+            answer = header_block([(":status", "200"), ("content-type", "application/grpc"), ("grpc-encoding", "gzip")])
+            writer.write(frame(HEADERS, END_HEADERS, 1, answer))
+            # As much as fits into the window: every octet of it would be a thousand.
+            for start in range(0, 60_000, 15_000):
+                writer.write(frame(DATA, 0, 1, bomb()[start : start + 15_000]))
+    writer.close()
+
+
 async def test_our_own_channels_take_nothing_compressed_either() -> None:
-    """A server that answers with a bomb harms no client of the mesh."""
-
-    async def answer(_request: bytes, context: Any) -> bytes:
-        context.set_compression(grpc.Compression.Gzip)
-        return bytes(900_000)
-
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(answer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetSale": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with open_channel(f"127.0.0.1:{port}") as channel:
-            stub: Any = pb_grpc.InventoryServiceStub(channel)
-            assert await code_of(stub.GetSale(pb.GetSaleRequest(), timeout=10)) is not grpc.StatusCode.OK
-    finally:
-        await server.stop(None)
+    """A server that answers with a bomb, though nobody said that they take any, harms no client of the mesh."""
+    server = await asyncio.start_server(_answer_with_a_bomb, "127.0.0.1", 0)
+    async with server, open_channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
+        stub: Any = pb_grpc.InventoryServiceStub(channel)
+        # At once, and not when the call's time is over.
+        assert await code_of(stub.GetSale(pb.GetSaleRequest(), timeout=20)) is grpc.StatusCode.UNIMPLEMENTED
 
 
 class _Unfinished:
@@ -128,15 +152,14 @@ async def test_requests_that_never_end_hold_bounded_memory_and_nobody_up() -> No
             calls = [_Unfinished(peer, 200) for peer in peers]
             for each in calls:
                 await each.begin()
-            for _ in range(70):
-                for each in calls:
-                    await each.go_on()
-                # For the windows to be opened again.
-                await asyncio.sleep(0.02)
-            assert sum(each.bytes for each in calls) > 40 * 1024 * 1024, "there was no attack"
+            async with asyncio.timeout(30):
+                while sum(each.bytes for each in calls) < 40 * 1024 * 1024:
+                    for each in calls:
+                        await each.go_on()
+                    # For the windows to be opened again.
+                    await asyncio.sleep(0.002)
             assert service.memory_mb < before + 150
-            refused = sum(peer.statuses.count(RESOURCE_EXHAUSTED) for peer in peers)
-            assert refused >= 4 * 200 - 64
+            await until(lambda: sum(peer.statuses.count(RESOURCE_EXHAUSTED) for peer in peers) >= 4 * 200 - 64)
     met.assert_unaffected(calls=30, within_s=UNAFFECTED_S)
 
 

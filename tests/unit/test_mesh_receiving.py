@@ -106,6 +106,16 @@ async def test_fresh_ones_may_be_many_but_not_without_bound() -> None:
         task.cancel()
 
 
+async def test_a_crowd_is_thinned_out_without_anybody_new() -> None:
+    server = Server(incomplete_max=1, fresh_s=0.05)
+    calls = [await server.begin() for _ in range(3)]
+    assert not any(task.done() for _, task in calls)
+    await ended(calls[0][1])
+    await ended(calls[1][1])
+    assert not calls[2][1].done()
+    calls[2][1].cancel()
+
+
 async def test_whatever_does_not_come_in_time_is_refused_and_what_began_later_has_its_own_time() -> None:
     server = Server(wait_s=0.1)
     slow, first = await server.begin()
