@@ -169,7 +169,7 @@ class ReceiveLayer:
         return raw
 
     def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets the oldest go if there are too many. Looks again when those that are too many but fresh no longer are."""
+        """Lets the oldest go if there are too many; looks again once those that are still fresh no longer are."""
         bounds = self._bounds
         excess = len(self._readings) - bounds.incomplete_max
         if excess <= 0:
