@@ -1,6 +1,6 @@
 # `make help` shows the targets. Settings are environment variables or arguments: make sale USERS=1000 SHARES=100
 .DEFAULT_GOAL := help
-.PHONY: help install sale settle test test-slow bench screenshots soak faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
+.PHONY: help install sale settle test test-slow bench screenshots soak fuzz faults faults-proven model dead-letters replay-dead-letters parked replay-parked \
         fail-parked up down restart status certs logs clean audit token operator-token account new-sale lint format proto \
         release-proto client
 
@@ -22,9 +22,9 @@ PART   ?=
 RENEW  ?=
 # Settings of `make bench`: of each contestant so many rounds.
 ROUNDS ?=
-# Settings of `make soak`.
+# Settings of `make soak` and `make fuzz`.
 MINUTES ?=
-# Settings of `make faults`: the choices to repeat, and part of the names of the faults wanted.
+# Settings of `make faults` and `make fuzz`: the choices to repeat, and part of the names of the faults wanted.
 SEED   ?=
 # Settings of the operators' commands: how many letters, and which purchases.
 MOST     ?=
@@ -60,6 +60,9 @@ screenshots: install  ## Run a small sale and take pictures of the pages into do
 
 soak: install  ## Sale after sale for ten minutes, and see that memory and descriptors stay flat (MINUTES)
 	@$(if $(MINUTES),MINUTES=$(MINUTES)) $(python) -m bench.soak
+
+fuzz: install  ## Throw what nobody meant at every RPC, the queue's decoder and the gateway (MINUTES, SEED)
+	@MINUTES=$(MINUTES) SEED=$(SEED) $(python) -m tests.fuzz
 
 faults:  ## Break every part under a running sale and check every promise (SEED, ONLY)
 	@stack/bootstrap.sh faults
@@ -130,7 +133,7 @@ replay-parked: install  ## Let the workers try parked purchases again (PURCHASE=
 fail-parked: install  ## End parked purchases, hold and units given back first: make fail-parked PURCHASE=id
 	@$(operate) fail-parked $(PURCHASE)
 
-lint: install  ## Check style, types, contracts, and that generated code is current
+lint: install  ## Check style, types, contracts, that generated code is current, and known holes of dependencies
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy --no-error-summary .
@@ -139,6 +142,7 @@ lint: install  ## Check style, types, contracts, and that generated code is curr
 	@$(python) protos/generate.py --check
 	@$(python) protos/document.py --check
 	@$(python) protos/show_examples.py --check
+	@$(python) -m stack.audit_dependencies
 
 format:  ## Put the code into the common format
 	@.venv/bin/ruff check --quiet --fix . ; .venv/bin/ruff format --quiet .

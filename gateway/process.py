@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
@@ -47,7 +48,7 @@ from mesh.transport import PLAINTEXT, Transport, read_transport, show_expiry
 log = get_logger(__name__)
 
 #: Longest request head, bytes; hyper answers 431 by itself beyond it.
-_HEAD_BYTES_MAX = 32 * 1024
+_HEAD_BYTES_MAX = 16 * 1024
 #: How long a connection may be idle or take to send a request's head, ms.
 _HEAD_TIMEOUT_MS = 60_000
 #: How long the server may take to listen, s.

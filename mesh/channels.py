@@ -5,14 +5,13 @@ from typing import Any
 import grpc
 
 from mesh.call_metrics import ChannelMetrics
-from mesh.server import MESSAGE_BYTES_MAX
+from mesh.peer_limits import CHANNEL_LIMITS
 from mesh.transport import PLAINTEXT, Transport
 
 _OPTIONS = [
     # A target may list several replicas of a service. Each call goes to the next one that is connected.
     ("grpc.lb_policy_name", "round_robin"),
-    ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    *CHANNEL_LIMITS,
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),

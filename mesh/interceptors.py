@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -33,8 +33,10 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 _UNLIMITED = ("/grpc.health.v1.", "/grpc.reflection.")
 
 
-async def _abort(context: Any, error: DomainError) -> None:
+async def abort(context: Any, error: DomainError) -> NoReturn:
+    """Ends a call with the status of ``error``; raises grpc.aio.AbortError."""
     await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    raise AssertionError("grpc.aio goes on after abort")
 
 
 def _domain_error(error: Exception, method: str) -> DomainError:
@@ -60,10 +62,11 @@ class Layer(Protocol):
 class LayersInterceptor(grpc.aio.ServerInterceptor):
     """Puts layers around the handler of each method, the first outermost: once and not at each call, for handlers are
     the same for as long as a server lives. One interceptor for all, because grpc.aio goes through its interceptors at
-    each call."""
+    each call. ``outermost`` is around health checks and reflection too."""
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer, outermost: Layer) -> None:
         self._layers = layers
+        self._outermost = outermost
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -75,10 +78,12 @@ class LayersInterceptor(grpc.aio.ServerInterceptor):
         if known is not None:
             return known
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_UNLIMITED):
-            return handler
-        for layer in reversed(self._layers):
-            handler = layer.wrap(handler, method)
+        if handler is None:
+            return None
+        if not method.startswith(_UNLIMITED):
+            for layer in reversed(self._layers):
+                handler = layer.wrap(handler, method)
+        handler = self._outermost.wrap(handler, method)
         self._wrapped[method] = handler
         return handler
 
@@ -98,7 +103,7 @@ class ErrorLayer:
                 except (grpc.aio.AbortError, asyncio.CancelledError):
                     raise
                 except Exception as error:  # noqa: BLE001 (every error becomes a status)
-                    await _abort(context, _domain_error(error, method))
+                    await abort(context, _domain_error(error, method))
 
             return grpc.unary_unary_rpc_method_handler(
                 unary,
@@ -115,7 +120,7 @@ class ErrorLayer:
                 except (grpc.aio.AbortError, asyncio.CancelledError):
                     raise
                 except Exception as error:  # noqa: BLE001 (every error becomes a status)
-                    await _abort(context, _domain_error(error, method))
+                    await abort(context, _domain_error(error, method))
 
             return grpc.unary_stream_rpc_method_handler(
                 streaming,

@@ -20,23 +20,15 @@ from mesh.health import Health
 from mesh.interceptors import ErrorLayer, Layer, LayersInterceptor, LimitLayer, Limits
 from mesh.logs import get_logger
 from mesh.metrics import Metrics
+from mesh.peer_limits import CONNECTIONS_MAX, STREAMS_MAX, server_limits
+from mesh.receiving import ReceiveLayer, ReceivingBounds
 from mesh.settings import SettingsError
 from mesh.transport import PLAINTEXT, Transport, show_expiry
 
 log = get_logger(__name__)
 
-#: Largest request taken, bytes. A full batch of 10,000 deposits is below 1 MB.
-MESSAGE_BYTES_MAX = 2 * 1024 * 1024
-
-_OPTIONS = [
-    # Without this a second process would share the port unnoticed and take half of the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_metadata_size", 16 * 1024),
-    # Agrees with the keepalive of mesh.channels, or the server answers GOAWAY too_many_pings.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
+# Without this a second process would share the port unnoticed and take half of the calls.
+_OWN_PORT = ("grpc.so_reuseport", 0)
 
 #: Adds a servicer to a server: the generated ``add_XServicer_to_server`` bound to its servicer.
 Registration = tuple[str, Callable[[grpc.aio.Server], None]]
@@ -98,10 +90,11 @@ def callers_layers(transport: Transport, allowed: AllowList, metrics: Metrics) -
 
 
 class GrpcServer:
-    """A grpc.aio server with health, reflection, error mapping, metrics, a limit of calls under way and, where
+    """A grpc.aio server with health, reflection, error mapping, metrics, limits of calls, requests and peers and, where
     ``transport`` has certificates, a check of who calls: ``allowed`` says which kinds of peers may call which methods.
 
-    ``registrations`` are (full service name, function that adds its servicer). Used as an async context manager: it is
+    ``registrations`` are (full service name, function that adds its servicer); ``streams_max`` is of calls under way on
+    one connection. Used as an async context manager: it is
     NOT_SERVING until ``serving()`` is called; on leaving it says NOT_SERVING, gives whoever watches that a quarter of a
     second to go elsewhere, then takes no new calls, gives those under way ``grace_s`` seconds and then cancels them.
     """
@@ -115,6 +108,9 @@ class GrpcServer:
         limits: Limits | None = None,
         transport: Transport = PLAINTEXT,
         allowed: AllowList | None = None,
+        receiving: ReceivingBounds | None = None,
+        connections_max: int = CONNECTIONS_MAX,
+        streams_max: int = STREAMS_MAX,
         grace_s: float = 5.0,
         with_reflection: bool = True,
     ) -> None:
@@ -133,6 +129,21 @@ class GrpcServer:
             ("kind",),
             lambda: {(kind,): calls for kind, calls in limit.under_way.items()},
         )
+        refused = metrics.counts(
+            "flashsale_requests_refused",
+            "Requests refused before they were begun: late or crowded out on their way, too many bytes beside others, "
+            "missing, malformed",
+            ("grpc_method", "reason"),
+        )
+        receive = ReceiveLayer(receiving or ReceivingBounds(), refused)
+        metrics.gauge(
+            "flashsale_requests_incomplete", "Requests that have not come whole yet", lambda: receive.incomplete
+        )
+        metrics.gauge(
+            "flashsale_request_bytes_under_way",
+            "Bytes of the requests that are being worked on",
+            lambda: receive.bytes_under_way,
+        )
         show_expiry(transport, metrics)
         # What refuses is inside the error mapping, so that a refusal is mapped like any other error; and who may not
         # call takes nobody's room.
@@ -141,8 +152,9 @@ class GrpcServer:
         if tracing.is_on():
             # Inside the error mapping, to know errors by their reasons.
             layers.insert(2, tracing.TracingLayer())
-        self._interceptor = LayersInterceptor(*layers)
+        self._interceptor = LayersInterceptor(*layers, outermost=receive)
         self._transport = transport
+        self._options = [_OWN_PORT, *server_limits(connections_max=connections_max, streams_max=streams_max)]
         self._grace_s = grace_s
         self._with_reflection = with_reflection
         self._health = Health()
@@ -151,7 +163,7 @@ class GrpcServer:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._interceptor], options=self._options)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [name for name, _ in self._registrations]
         for _, register in self._registrations:

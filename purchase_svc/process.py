@@ -15,6 +15,7 @@ from mesh.channels import open_channel
 from mesh.interceptors import Limits
 from mesh.logs import configure_logs, get_logger
 from mesh.metrics import Metrics
+from mesh.peer_limits import STREAMS_MAX
 from mesh.postgres import open_pool
 from mesh.server import GrpcServer, stop_signal, until_stopped
 from mesh.settings import read_settings
@@ -120,6 +121,8 @@ async def running_serve(settings: ServeSettings, transport: Transport = PLAINTEX
                 limits=Limits(settings.calls_max, CRITICAL),
                 transport=transport,
                 allowed=ALLOWED,
+                # All long polls of a gateway are streams of one connection, and its buys come on the same.
+                streams_max=STREAMS_MAX + settings.watches_max,
                 grace_s=settings.grace_s,
                 with_reflection=settings.reflection,
             )
