@@ -78,6 +78,9 @@ def build(
         "POSTGRES_ADMIN_URL": admin_url(ports, secrets),
         "STACK_DIR": str(folder.path),
     }
+    if "SETTLEMENT_RATE_PER_S" in settings:
+        # Who waits in line is told when their turn may come: at the pace at which purchases are settled.
+        computed["PURCHASE_WAITLIST_RATE_PER_S"] = settings["SETTLEMENT_RATE_PER_S"]
     return computed | passed_on(settings)
 
 
