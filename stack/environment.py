@@ -94,6 +94,9 @@ def build(
         "STACK_DIR": str(folder.path),
     }
     told = passed_on(settings)
+    if "SETTLEMENT_RATE_PER_S" in settings:
+        # Who waits in line is told when their turn may come: at the pace at which purchases are settled.
+        computed["PURCHASE_WAITLIST_RATE_PER_S"] = settings["SETTLEMENT_RATE_PER_S"]
     # As an operator. What a service process is told is its own (for_service).
     if uses_tls(told):
         computed |= files_of(folder.certificates, "operator").settings()

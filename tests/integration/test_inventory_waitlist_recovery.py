@@ -162,22 +162,37 @@ async def test_the_reaper_never_ends_somebodys_wait(rig: InventoryRig, parts: Li
     assert await states(rig, [wish.reservation_id]) == ["RESERVED"]
 
 
+async def until_promoter_has_come_round(rig: InventoryRig) -> None:
+    """Waits until the service's promoter has looked at every line that it was woken for before: it serves those in
+    turn, and here is one more, of whose service something is to be seen."""
+    sale_id, _ = await sold_out_sale(rig, 1)
+    last = joining(sale_id, "last")
+    await ask(rig, [last])
+    await rig.inventory.RaiseSaleTotal(pb.RaiseSaleTotalRequest(sale_id=sale_id, total=2), timeout=10)
+    await eventually_states(rig, [last.reservation_id], ["RESERVED"])
+
+
 async def half_promoted(rig: InventoryRig, parts: LineParts) -> tuple[str, str, list[pb.ReserveItem]]:
     """A sale of three units, of which one has a holder, and the other two the gate alone has given to the first two of
     three in line; its id, the holder and the line."""
-    sale_id, holders = await sold_out_sale(rig, 3)
+    sale_id = await rig.open_sale(3)
+    holder = item(sale_id, "holder")
+    assert await rig.reserve([holder]) == [OK]
+    # The opening woke the promoter, which would complete what is half done here.
+    await until_promoter_has_come_round(rig)
+    # By the parts from here on, of whose doing the service's promoter hears nothing.
     large, *line = [joining(sale_id, "large", quantity=3), *(joining(sale_id, user) for user in "abc")]
-    await ask(rig, [large, *line])
-    # By the parts, of whose doing the service's promoter hears nothing.
-    _, released = await parts.book.release(holders[:2], revoke_sold=False)
-    await parts.moves.follow(released)
-    _, moves = await parts.waitlist.leave([large.reservation_id])
+    wishes = [wish_of(one) for one in (large, *line)]
+    epoch = (await parts.gate.reserve(sale_id, wishes)).epoch
+    assert await parts.waitlist.join(sale_id, epoch, wishes) is not None
     taken = await parts.gate.promote(sale_id, ids_of(line), overtaking_allowed=False)
     assert taken.reservation_ids == ids_of(line[:2])
+    # No unit is available by now, so that whoever makes this move wakes nobody.
+    _, moves = await parts.waitlist.leave([large.reservation_id])
     await parts.moves.follow(moves)
     assert await rig.stock(sale_id) == (0, 3, 0)
     assert await rig.stock(sale_id, book=True) == (2, 1, 0)
-    return sale_id, holders[2], line
+    return sale_id, holder.reservation_id, line
 
 
 async def test_the_reaper_completes_a_promotion_that_redis_alone_knows(rig: InventoryRig, parts: LineParts) -> None:

@@ -91,7 +91,7 @@ async def main() -> None:
     """Takes every picture."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     rate = str(RATE_PER_S)
-    with MeshStack(SETTLEMENT_RATE_PER_S=rate, SETTLEMENT_BURST="50", PURCHASE_WAITLIST_RATE_PER_S=rate) as stack:
+    with MeshStack(SETTLEMENT_RATE_PER_S=rate, SETTLEMENT_BURST="50") as stack:
         async with open_shop(stack) as shop, open_browser() as browser:
             await _take(shop, browser)
 
