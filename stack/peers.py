@@ -120,6 +120,10 @@ class _EverybodysChannel:
         """As grpc.aio.Channel."""
         return self._as(identity_for(method)).unary_stream(method, *arguments, **options)
 
+    def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """As grpc.aio.Channel. Of what services offer only reflection is such a method."""
+        return self._as(identity_for(method)).stream_stream(method, *arguments, **options)
+
     async def __aenter__(self) -> _EverybodysChannel:
         return self
 

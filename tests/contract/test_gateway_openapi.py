@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 import jsonschema_rs
 import pytest
 import schemathesis
@@ -24,6 +23,7 @@ from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceSt
 
 from gateway.local_tokens import issue
 from gateway.openapi.document import openapi_document
+from stack.peers import open_peer_channel
 from tests.support import http_contract
 from tests.support.servers import MeshStack, metrics_text
 
@@ -45,12 +45,12 @@ def shop() -> Iterator[MeshStack]:
 
 async def new_sale(shop: MeshStack, user: str, *, total: int = 100_000) -> str:
     """An open sale, and money for a user."""
-    async with grpc.aio.insecure_channel(shop.balance_target) as channel:
+    async with open_peer_channel(shop.environment, "balance") as channel:
         accounts = BalanceServiceStub(channel)
         await accounts.CreateAccount(balance.CreateAccountRequest(user_id=user, currency_code="EUR"))
         money = Money(amount_minor=50 * PRICE, currency_code="EUR")
         await accounts.Deposit(balance.DepositRequest(request_id=uuid.uuid4().hex, user_id=user, amount=money))
-    async with grpc.aio.insecure_channel(shop.inventory_target) as channel:
+    async with open_peer_channel(shop.environment, "inventory") as channel:
         sales = InventoryServiceStub(channel)
         made = await sales.CreateSale(
             inventory.CreateSaleRequest(

@@ -21,9 +21,9 @@ from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.channels import open_channel
 from mesh.errors import DOMAIN
 from mesh.peer_limits import MESSAGE_BYTES_MAX
+from stack.peers import open_peer_channel
 from tests.fuzz.effort import effort
 from tests.fuzz.reflected import Method, methods_of
 from tests.fuzz.requests import broken, messages
@@ -58,11 +58,8 @@ def fuzzed_stack() -> Iterator[MeshStack]:
 
 @pytest_asyncio.fixture(scope="module")
 async def target(fuzzed_stack: MeshStack) -> AsyncIterator[Target]:
-    channels = {
-        "inventory": open_channel(fuzzed_stack.inventory_target),
-        "balance": open_channel(fuzzed_stack.balance_target),
-        "purchase": open_channel(fuzzed_stack.purchase_target),
-    }
+    services = ("inventory", "balance", "purchase")
+    channels = {service: open_peer_channel(fuzzed_stack.environment, service) for service in services}
     try:
         methods = [(name, each) for name, channel in channels.items() for each in await methods_of(channel)]
         yield Target(channels, methods, await _furnished(channels))
