@@ -7,7 +7,7 @@ left alone, and the one in use stays. Nothing has to be restarted or signalled.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,21 +58,11 @@ class Material:
 
     authorities: bytes
     certificate: bytes
-    #: Not printable, so that it reaches no log by accident.
-    key: "Secret"
+    #: Not in the representation, so that it reaches no log by accident.
+    key: bytes = field(repr=False)
     identity: Identity
     #: Unix time.
     expires_at: float
-
-
-class Secret:
-    """Bytes that no representation shows."""
-
-    def __init__(self, value: bytes) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "********"
 
 
 def identity_of(uri: str, trust_domain: str) -> Identity:
@@ -163,7 +153,7 @@ class Certificates:
                 f"the certificate is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}, not now"
             )
         identity = certificate_identity(leaf, self._trust_domain)
-        return Material(authorities, certificate, Secret(key), identity, leaf.not_valid_after_utc.timestamp())
+        return Material(authorities, certificate, key, identity, leaf.not_valid_after_utc.timestamp())
 
 
 def _mark(path: Path) -> _Mark | None:

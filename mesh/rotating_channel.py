@@ -5,6 +5,7 @@ for each certificate: calls go to the newest that is connected; an older one is 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
@@ -15,6 +16,10 @@ from mesh.logs import get_logger
 
 log = get_logger(__name__)
 
+#: With less than this left, seconds, a certificate is given up for a newer one before that is connected: calls on a
+#: connection that has outlived its certificate are refused, and one that nobody has used for long may have.
+_ENDS_WITHIN_S = 60.0
+
 
 class _Generation:
     """The channel of one certificate, and how many calls are under way on it."""
@@ -24,6 +29,8 @@ class _Generation:
         self.channel = channel
         self.under_way = 0
         self.callables: dict[str, Any] = {}
+        #: Waits until it is connected, unless it was the first.
+        self.connecting: asyncio.Task[None] | None = None
 
 
 class RotatingChannel:
@@ -39,7 +46,6 @@ class RotatingChannel:
         material = certificates.current()
         self._now = _Generation(material, open_(material))
         self._next: _Generation | None = None
-        self._going_over: asyncio.Task[None] | None = None
         self._older: set[_Generation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,27 +80,30 @@ class RotatingChannel:
 
     def _current(self) -> _Generation:
         material = self._certificates.current()
-        if material is not self._now.material and (self._next is None or material is not self._next.material):
-            self._begin(material)
+        if material is not self._now.material:
+            if self._next is None or material is not self._next.material:
+                self._begin(material)
+            if self._now.material.expires_at - time.time() < _ENDS_WITHIN_S:
+                self._go_over()
         return self._now
 
     def _begin(self, material: Material) -> None:
         """Connects with a new certificate, beside what is in use."""
-        if self._going_over is not None:
-            self._going_over.cancel()
+        if self._next is not None:
+            self._do(self._close(self._next))
         self._next = _Generation(material, self._open(material))
-        self._going_over = self._do(self._go_over(self._next))
+        self._next.connecting = self._do(self._connect(self._next))
 
-    async def _go_over(self, generation: _Generation) -> None:
+    async def _connect(self, generation: _Generation) -> None:
         """Uses the new channel once it is connected: with a certificate that the other side does not trust yet, calls
         go on over the old one."""
-        try:
-            await generation.channel.channel_ready()
-        except asyncio.CancelledError:
-            await generation.channel.close()
-            raise
-        before, self._now = self._now, generation
-        self._next = self._going_over = None
+        await generation.channel.channel_ready()
+        if generation is self._next:
+            self._go_over()
+
+    def _go_over(self) -> None:
+        assert self._next is not None
+        before, self._now, self._next = self._now, self._next, None
         self._older.add(before)
         log.info("a channel has gone over to a new certificate", calls_left=before.under_way)
         before.under_way += 1
@@ -104,7 +113,12 @@ class RotatingChannel:
         generation.under_way -= 1
         if generation.under_way == 0 and generation in self._older:
             self._older.discard(generation)
-            self._do(generation.channel.close())
+            self._do(self._close(generation))
+
+    async def _close(self, generation: _Generation, grace: float | None = None) -> None:
+        if generation.connecting is not None:
+            generation.connecting.cancel()
+        await generation.channel.close(grace)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
@@ -128,9 +142,8 @@ class RotatingChannel:
 
     async def close(self, grace: float | None = None) -> None:
         """As grpc.aio.Channel."""
-        if self._going_over is not None:
-            self._going_over.cancel()
-        everything = [self._now, *self._older]
+        everything = [self._now, *self._older, *([self._next] if self._next is not None else [])]
+        self._next = None
         self._older.clear()
-        await asyncio.gather(*(generation.channel.close(grace) for generation in everything))
+        await asyncio.gather(*(self._close(generation, grace) for generation in everything))
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -109,12 +109,12 @@ def tls_options(service: str, trust_domain: str) -> list[tuple[str, Any]]:
 
 def channel_credentials(material: Material) -> grpc.ChannelCredentials:
     """Credentials of a channel."""
-    return grpc.ssl_channel_credentials(material.authorities, material.key.value, material.certificate)
+    return grpc.ssl_channel_credentials(material.authorities, material.key, material.certificate)
 
 
 def _server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
     def configuration(material: Material) -> grpc.ServerCertificateConfiguration:
-        pair = (material.key.value, material.certificate)
+        pair = (material.key, material.certificate)
         return grpc.ssl_server_certificate_configuration([pair], material.authorities)
 
     in_use = certificates.current()
@@ -125,8 +125,9 @@ def _server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
         material = certificates.current()
         if material is in_use:
             return None
+        made = configuration(material)
         in_use = material
-        return configuration(material)
+        return made
 
     return grpc.dynamic_ssl_server_credentials(
         configuration(in_use),
