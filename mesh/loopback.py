@@ -34,9 +34,10 @@ def is_local(target: str) -> bool:
 def _hosts(target: str) -> Iterator[str]:
     for scheme in ("ipv4:", "ipv6:", "dns:"):
         if target.startswith(scheme):
-            target = target.removeprefix(scheme)
-            # dns://resolver/host: the name is what counts; dns:host is allowed too.
-            target = target.rpartition("/")[2]
+            # scheme://resolver/host, where the resolver may be left out, or scheme:host.
+            resolver, _, target = target.removeprefix(scheme).rpartition("/")
+            resolver = resolver.removeprefix("//").removesuffix("/")
+            target = f"{resolver},{target}" if resolver else target
             break
     for address in target.split(","):
         host, colon, _ = address.rpartition(":")

@@ -57,7 +57,6 @@ def _clean(folder: StackFolder) -> int:
 
 
 def _certs(folder: StackFolder, renew: bool) -> int:
-    folder.create()
     made = _as_started(folder).renew_certificates(every=renew)
     if made:
         _say(f"made certificates for {', '.join(made)}; what runs uses them within seconds")

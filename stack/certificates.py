@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -168,7 +169,8 @@ def _authority(folder: Path, now: datetime) -> Authority:
         key = load_pem_private_key(key_file.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise StackError(f"{key_file} is no key of ours: remove {folder} and run make certs")
-        if certificate.not_valid_after_utc - now > _LIFE:
+        # The two may differ where the last attempt to make them was cut short.
+        if certificate.not_valid_after_utc - now > _LIFE and _fit(key, certificate):
             return Authority(key, certificate)
         # Trusted beside the new one, until those who run have certificates of that.
         before = certificate.public_bytes(Encoding.PEM)
@@ -186,9 +188,13 @@ def _is_good(files: PeerFiles, authority: Authority, now: datetime) -> bool:
         certificate.verify_directly_issued_by(authority.certificate)
     except (OSError, ValueError, TypeError, InvalidSignature):
         return False
+    in_time = certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc - _RENEW_BEFORE
+    return in_time and _fit(key, certificate)
+
+
+def _fit(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    fits = key.public_key().public_bytes(*form) == certificate.public_key().public_bytes(*form)
-    return fits and certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc - _RENEW_BEFORE
+    return key.public_key().public_bytes(*form) == certificate.public_key().public_bytes(*form)
 
 
 def _builder(

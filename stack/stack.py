@@ -112,7 +112,7 @@ class Stack:
 
     def start_services(self) -> None:
         """Migrate the databases and start every service; restart those whose environment has changed."""
-        self.renew_certificates()
+        self._ensure_certificates()
         whole = self.environment
         services.migrate(self.folder, whole)
         for name in self.service_names:
@@ -129,6 +129,11 @@ class Stack:
 
         What runs goes over to them by itself. Nothing is made where the services speak in the clear.
         """
+        self.folder.create()
+        with self._locked():
+            return self._ensure_certificates(every=every)
+
+    def _ensure_certificates(self, *, every: bool = False) -> list[str]:
         if not environment.uses_tls(self._settings):
             return []
         return certificates.ensure(self.folder.certificates, renew=every)

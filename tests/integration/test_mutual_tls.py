@@ -1,11 +1,13 @@
 """Mutual TLS between the processes of the real stack: who may do what, and certificates renewed under traffic."""
 
 import asyncio
+import itertools
 import ssl
 import stat
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh.errors import from_rpc_error
 from stack.certificates import IDENTITIES, SERVING, files_of
 from stack.folder import CHECKOUT
-from stack.peers import open_peer_channel, peer_files
+from stack.peers import peer_files
 from stack.services import base_environment
+from tests.contract.test_gateway_real import Client, new_sale
 from tests.support.servers import MeshStack, Servers
 from tests.support.waiting import eventually
 
@@ -123,43 +126,61 @@ async def serial_shown(stack: MeshStack, service: str) -> int:
     return x509.load_der_x509_certificate(shown).serial_number
 
 
+#: How many services a process calls while people buy, each over a channel.
+CHANNELS = {"gateway": 3, "purchase": 1, "settlement": 2}
+
+
+def times_gone_over(stack: MeshStack, name: str) -> int:
+    """How often a process has gone over to a new certificate, channel by channel."""
+    log = stack.stack.folder.log_file(name).read_text()
+    return log.count("a channel has gone over to a new certificate")
+
+
 async def test_renewal_under_traffic_fails_no_call_and_restarts_nobody(mesh_stack: MeshStack) -> None:
     stack = mesh_stack.stack
     pids = {name: stack.pid(name) for name in stack.service_names}
     before = {service: await serial_shown(mesh_stack, service) for service in SERVING}
-    done, calls = asyncio.Event(), 0
+    gone_over = {name: times_gone_over(mesh_stack, name) for name in CHANNELS}
+    client, run = Client(mesh_stack), uuid.uuid4().hex[:8]
+    sale = await new_sale(mesh_stack, [f"{run}-rich"])
+    done, statuses = asyncio.Event(), Counter[int]()
 
-    async def look() -> None:
-        """Reads through purchase and inventory, which both must go over."""
-        nonlocal calls
-        async with (
-            open_peer_channel(mesh_stack.environment, "purchase") as purchases,
-            open_peer_channel(mesh_stack.environment, "inventory") as inventories,
-        ):
-            while not done.is_set():
-                request = purchase.ListPurchasesRequest(user_id="nobody", page_size=1)
-                await PurchaseServiceStub(purchases).ListPurchases(request, timeout=10)
-                await InventoryServiceStub(inventories).ListSales(inventory.ListSalesRequest(page_size=1), timeout=10)
-                calls += 1
+    async def use() -> None:
+        """Calls by which the gateway, the purchase service and the worker call whom they call."""
+        for number in itertools.count():
+            if done.is_set():
+                return
+            user = f"{run}-{number}"
+            # Without an account: the purchase fails when it is settled, and the share comes back.
+            for method, path, key, body in (
+                ("GET", f"/v1/sales/{sale}", None, None),
+                ("GET", "/v1/balance", None, None),
+                ("POST", f"/v1/sales/{sale}/purchases", user, b'{"quantity":1}'),
+            ):
+                status, _ = await client.send(method, path, user, key, body)
+                statuses[status] += 1
 
-    looking = asyncio.ensure_future(look())
+    using = asyncio.ensure_future(use())
     try:
         await asyncio.to_thread(stack.renew_certificates, every=True)
 
         async def all_new() -> bool:
+            assert not using.done()
             now = {service: await serial_shown(mesh_stack, service) for service in SERVING}
             return all(now[service] != before[service] for service in SERVING)
 
+        async def all_gone_over() -> bool:
+            assert not using.done()
+            return all(times_gone_over(mesh_stack, name) >= gone_over[name] + CHANNELS[name] for name in CHANNELS)
+
         await eventually(all_new, within_s=15)
-        seen = calls
-
-        async def went_on() -> bool:
-            return calls > seen + 20 or looking.done()
-
-        await eventually(went_on, within_s=15)
+        await eventually(all_gone_over, within_s=30)
     finally:
         done.set()
-        await looking
+        await using
+    # 404: no balance; 409: all shares are with those who have no account yet.
+    assert statuses.keys() <= {200, 202, 404, 409}, statuses
+    assert statuses[202] > 0
     assert {name: stack.pid(name) for name in stack.service_names} == pids
     assert await asyncio.to_thread(stack.check, "gateway") == ""
 

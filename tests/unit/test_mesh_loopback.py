@@ -32,6 +32,8 @@ def test_loopback_in_every_form_is_local(target: str) -> None:
         "10.0.0.1:7051",
         "ipv4:127.0.0.1:7051,10.0.0.1:7051",
         "dns:///inventory.example.org:7051",
+        # Who answers for the name may answer anything.
+        "dns://10.0.0.1/localhost:7051",
         # The resolver is on this machine, what it is asked for is not.
         "dns://127.0.0.1/inventory.example.org:7051",
         "localhost.example.org:7051",

@@ -228,29 +228,37 @@ async def test_a_server_shows_its_new_certificate_at_the_next_handshake(serving:
     assert (await serving.shown()).serial_number != before.serial_number
 
 
-async def test_a_caller_goes_over_to_its_new_certificate_and_loses_no_call(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[bytes] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The certificates that calls came with, in PEM, a line after the other."""
+    certificates: list[bytes] = []
     inner = callers.CallersLayer._caller
 
     def noted(layer: Any, method: str, context: Any) -> Any:
-        seen.append(context.auth_context()["x509_pem_cert"][0])
+        certificates.append(context.auth_context()["x509_pem_cert"][0].strip())
         return inner(layer, method, context)
 
     monkeypatch.setattr(callers.CallersLayer, "_caller", noted)
+    return certificates
+
+
+def certified(serving: Serving, **rest: Any) -> bytes:
+    """The certificate, in PEM, that the purchase service gets now."""
+    return serving.peers.certify("purchase", **rest).certificate.read_bytes().strip()
+
+
+async def test_a_caller_goes_over_to_its_new_certificate_and_loses_no_call(serving: Serving, seen: list[bytes]) -> None:
     async with serving.caller(serving.peers.transport("purchase")) as stub:
         stream = stub.WatchStock(pb.WatchStockRequest(), timeout=60)
         await stream.read()
         slow = asyncio.ensure_future(get(stub, "slow", 60))
         await serving.sales.begun.wait()
-        old = seen[-1]
-        new = serving.peers.certify("purchase").certificate.read_bytes()
+        old, new = seen[-1], certified(serving)
         async with asyncio.timeout(20):
             # Whatever is called meanwhile is answered, over the old connection or the new.
             while seen[-1] == old:
                 assert await get(stub) == "s"
-        assert seen[-1].split() == new.split()
+        assert seen[-1] == new
         # What had begun before goes on to its end.
         serving.sales.leave.set()
         assert await slow == "slow"
@@ -259,17 +267,33 @@ async def test_a_caller_goes_over_to_its_new_certificate_and_loses_no_call(
         stream.cancel()
 
 
-async def test_a_caller_stays_with_its_old_certificate_while_nobody_trusts_the_new_one(serving: Serving) -> None:
-    other = new_authority(datetime.now(UTC))
+async def test_a_caller_stays_with_its_old_certificate_while_nobody_trusts_the_new_one(
+    serving: Serving, seen: list[bytes]
+) -> None:
     async with serving.caller(serving.peers.transport("purchase")) as stub:
         await get(stub)
-        serving.peers.certify("purchase", authority=other)
+        old = seen[-1]
+        certified(serving, authority=new_authority(datetime.now(UTC)))
         for _ in range(50):
             assert await get(stub) == "s"
+        assert seen[-1] == old
         # One more renewal, of the right authority, ends the attempt with the wrong one.
-        serving.peers.certify("purchase")
-        for _ in range(50):
-            assert await get(stub) == "s"
+        new = certified(serving)
+        async with asyncio.timeout(20):
+            while seen[-1] == old:
+                assert await get(stub) == "s"
+        assert seen[-1] == new
+
+
+async def test_a_channel_whose_certificate_runs_out_unused_is_not_refused_when_it_is_needed(
+    serving: Serving, seen: list[bytes]
+) -> None:
+    # What is left of it is less than a connection would be trusted with.
+    async with serving.caller(serving.peers.transport("purchase", life=timedelta(seconds=30))) as stub:
+        await get(stub)
+        new = certified(serving)
+        await get(stub)
+    assert seen[-1] == new
 
 
 async def test_one_authority_is_replaced_by_another_without_a_failed_call(serving: Serving) -> None:

@@ -79,6 +79,15 @@ def test_an_authority_near_its_end_is_followed_by_one_that_is_trusted_beside_it(
     certificate(tmp_path, "balance").verify_directly_issued_by(new)
 
 
+def test_an_authority_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    ensure(tmp_path / "other")
+    ensure(tmp_path)
+    (tmp_path / "ca-key.pem").write_bytes((tmp_path / "other" / "ca-key.pem").read_bytes())
+    assert ensure(tmp_path) == list(IDENTITIES)
+    assert ensure(tmp_path) == []
+    certificate(tmp_path, "balance").verify_directly_issued_by(authorities(tmp_path)[0])
+
+
 def test_nobody_else_has_one(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="no certificate for"):
         files_of(tmp_path, "../ca")
