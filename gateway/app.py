@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 from functools import lru_cache
 
 import grpc
@@ -11,7 +12,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 from gateway.admission import LENGTHS_WITHOUT_WISH, is_idempotency_key
 from gateway.buying import OVERLOADED_WORDS
 from gateway.parts import Parts
-from gateway.problems import SOLD_OUT, Answer, HttpError, domain_problem, http_problem
+from gateway.problems import SOLD_OUT, Answer, HttpError, ToldError, domain_problem, http_problem
 from gateway.routes import Routes
 from mesh.errors import DomainError, from_rpc_error
 from mesh.identity import fingerprint
@@ -109,24 +110,30 @@ class App:
         try:
             route, work = self._find(scope, protocol)
             answer = await work
-        except HttpError as http_error:
-            answer = http_problem(http_error)
-        except DomainError as domain_error:
-            answer = domain_problem(domain_error)
-        except grpc.aio.AioRpcError as rpc_error:
-            answer = domain_problem(from_rpc_error(rpc_error))
-        except Exception as error:
-            # Every error becomes an answer; its text stays here.
-            error_id = uuid.uuid4().hex[:12]
-            log.error("unexpected error", route=route, error_id=error_id, exc_info=error)
-            answer = domain_problem(
-                DomainError(ErrorReason.ERROR_REASON_INTERNAL, metadata={"error_id": error_id}),
-            )
+        except Exception as error:  # noqa: BLE001 (every error becomes an answer)
+            answer = _refusal(error, route)
         if answer is None:
             self._metrics.answered(route, 200, "STREAM")
             return
         self._metrics.answered(route, answer.status, answer.reason)
         protocol.response_bytes(answer.status, answer.headers, answer.body)
+
+
+def _refusal(error: Exception, route: str) -> Answer:
+    """The answer that an error becomes. The text of one that nobody expected stays here."""
+    match error:
+        case ToldError():
+            answer = _refusal(error.error, route)
+            return replace(answer, headers=[*answer.headers, *error.headers])
+        case HttpError():
+            return http_problem(error)
+        case DomainError():
+            return domain_problem(error)
+        case grpc.aio.AioRpcError():
+            return domain_problem(from_rpc_error(error))
+    error_id = uuid.uuid4().hex[:12]
+    log.error("unexpected error", route=route, error_id=error_id, exc_info=error)
+    return domain_problem(DomainError(ErrorReason.ERROR_REASON_INTERNAL, metadata={"error_id": error_id}))
 
 
 def _is_small(content_length: str | None) -> bool:

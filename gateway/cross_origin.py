@@ -16,6 +16,8 @@ _METHODS = "GET, POST, DELETE"
 #: What a page may send, and what it may read, beyond what every page may.
 _SENT = "authorization, content-type, idempotency-key, if-none-match, last-event-id"
 _READ = "etag, location, retry-after, ratelimit-limit, ratelimit-remaining, ratelimit-reset"
+#: Schemes that a page may have, with the port that each implies.
+_PORTS = {"http": 80, "https": 443}
 #: How long a browser may believe the answer to a preflight, s.
 _BELIEVED_S = 600
 _VARY = ("vary", "origin")
@@ -33,10 +35,16 @@ def origins_of(text: str) -> frozenset[str]:
     origin is scheme://host[:port] and nothing more, and "*" would be anybody's page."""
     origins = [each.strip() for each in text.split(",") if each.strip()]
     for each in origins:
-        parts = urlsplit(each)
-        if parts.scheme not in ("http", "https") or each != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        try:
+            parts = urlsplit(each)
+            port = parts.port
+        except ValueError as error:
+            raise SettingsError(f"GATEWAY_CORS_ORIGINS: {each!r}: {error}") from error
+        if parts.scheme not in _PORTS or each != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
             raise SettingsError(f"GATEWAY_CORS_ORIGINS: {each!r} is not scheme://host[:port]")
-        if not parts.hostname or each != each.lower():
+        # Compared as text with what browsers send: never in capitals, other than ASCII, or with a port that is implied.
+        usual = each.isascii() and each == each.lower() and port != _PORTS[parts.scheme]
+        if not parts.hostname or "*" in each or parts.netloc.endswith(":") or not usual:
             raise SettingsError(f"GATEWAY_CORS_ORIGINS: {each!r} is not as browsers write it")
     return frozenset(origins)
 

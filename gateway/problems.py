@@ -44,12 +44,13 @@ class HttpError(Exception):
         super().__init__(detail)
 
 
-class RefusalError(DomainError):
-    """A refusal whose answer has headers of its own."""
+class ToldError(Exception):
+    """``error``, of whatever kind, with headers that its answer is to have."""
 
-    def __init__(self, reason: int, message: str = "", *, headers: Sequence[tuple[str, str]], **details: Any) -> None:
-        self.headers = tuple(headers)
-        super().__init__(reason, message, **details)
+    def __init__(self, error: Exception, headers: Headers) -> None:
+        self.error = error
+        self.headers = headers
+        super().__init__(str(error))
 
 
 def json_answer(
@@ -91,7 +92,7 @@ def http_problem(error: HttpError) -> Answer:
 
 def domain_problem(error: DomainError) -> Answer:
     """The answer to a refusal: the reason's status, Retry-After when a repetition may help, the violations."""
-    headers: Headers = list(error.headers) if isinstance(error, RefusalError) else []
+    headers: Headers = []
     retry_after_ms = error.retry_after_ms
     if error.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED and not retry_after_ms:
         retry_after_ms = _UNKNOWN_RETRY_MS

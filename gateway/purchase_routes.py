@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
@@ -11,7 +13,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 from gateway.admission import PurchaseBody, body_length, idempotency_key, purchase_of
 from gateway.json_forms import place_json, purchase_state_name
 from gateway.parts import Parts
-from gateway.problems import SOLD_OUT, Answer, Headers, HttpError, RefusalError, json_answer, known_reason
+from gateway.problems import SOLD_OUT, Answer, Headers, HttpError, ToldError, json_answer, known_reason
 from gateway.rate_headers import RateHeaders
 from gateway.requests import allow, authorization_of, body_of, page_token, parameter, uuid_of, wait_s
 from mesh.errors import DomainError
@@ -104,28 +106,30 @@ class PurchaseRoutes:
         parts.buying.check_room(now)
         user_id = parts.tokens.user_id(authorization)
         rate = self._take_turn(user_id, now)
-        followed = parts.followers.follow(sale_id, now)
-        if wanted is None:
-            wanted = purchase_of(await body_of(headers, protocol, length, self._loop))
-        outcome = await parts.buying.buy(
-            purchase.CreatePurchaseRequest(
-                request_id=request_id,
-                user_id=user_id,
-                sale_id=sale_id,
-                quantity=int(wanted.quantity),
-                waitlist=wanted.waitlist,
-            ),
-            followed.stock if followed is not None else None,
-            mark,
-            now,
-        )
-        if outcome.reason:
-            raise RefusalError(
-                known_reason(outcome.reason),
-                _REFUSALS.get(outcome.reason, ""),
-                headers=rate,
-                retry_after_ms=outcome.retry_after_ms or None,
+        try:
+            followed = parts.followers.follow(sale_id, now)
+            if wanted is None:
+                wanted = purchase_of(await body_of(headers, protocol, length, self._loop))
+            outcome = await parts.buying.buy(
+                purchase.CreatePurchaseRequest(
+                    request_id=request_id,
+                    user_id=user_id,
+                    sale_id=sale_id,
+                    quantity=int(wanted.quantity),
+                    waitlist=wanted.waitlist,
+                ),
+                followed.stock if followed is not None else None,
+                mark,
+                now,
             )
+            if outcome.reason:
+                raise DomainError(
+                    known_reason(outcome.reason),
+                    _REFUSALS.get(outcome.reason, ""),
+                    retry_after_ms=outcome.retry_after_ms or None,
+                )
+        except Exception as error:
+            raise ToldError(error, rate) from error
         shown = {
             "purchase_id": outcome.purchase_id,
             "sale_id": sale_id,
@@ -144,14 +148,25 @@ class PurchaseRoutes:
         wait_ms = rate.take(user_id, now)
         headers = self._rate_headers.of(rate.left)
         if wait_ms:
-            raise RefusalError(
+            refusal = DomainError(
                 ErrorReason.ERROR_REASON_USER_RATE_LIMITED,
                 "you are sending more often than allowed",
-                headers=headers,
                 metadata={"limit_per_s": f"{self._parts.user_rate.rate_per_s:g}"},
                 retry_after_ms=wait_ms,
             )
+            raise ToldError(refusal, headers)
         return headers
+
+    @contextmanager
+    def _turn(self, scope: Scope) -> Iterator[tuple[str, Headers]]:
+        """Takes one of the turns of whoever asks: the user, and the headers that tell what is left, which a refusal
+        within has too."""
+        user_id = self._user_id(scope)
+        headers = self._take_turn(user_id, self._now())
+        try:
+            yield user_id, headers
+        except Exception as error:
+            raise ToldError(error, headers) from error
 
     def _user_id(self, scope: Scope) -> str:
         return self._parts.tokens.user_id(authorization_of(scope))
@@ -176,18 +191,15 @@ class PurchaseRoutes:
         return json_answer(200, await self._parts.reading.own_purchases(user_id, sale_id, page_token(scope)))
 
     async def _cancel(self, scope: Scope, purchase_text: str) -> Answer:
-        user_id = self._user_id(scope)
-        rate = self._take_turn(user_id, self._now())
-        purchase_id = uuid_of("purchase_id", purchase_text)
-        return json_answer(200, await self._parts.reading.cancelled(purchase_id, user_id), rate)
+        with self._turn(scope) as (user_id, rate):
+            purchase_id = uuid_of("purchase_id", purchase_text)
+            return json_answer(200, await self._parts.reading.cancelled(purchase_id, user_id), rate)
 
     async def _refund(self, scope: Scope, purchase_text: str) -> Answer:
-        user_id = self._user_id(scope)
-        rate = self._take_turn(user_id, self._now())
-        purchase_id = uuid_of("purchase_id", purchase_text)
-        value = await self._parts.reading.refunded(purchase_id, user_id)
-        # Accepted, and not done before it is REFUNDED.
-        return json_answer(200 if value["state"] == "REFUNDED" else 202, value, rate)
+        with self._turn(scope) as (user_id, rate):
+            value = await self._parts.reading.refunded(uuid_of("purchase_id", purchase_text), user_id)
+            # Accepted, and not done before it is REFUNDED.
+            return json_answer(200 if value["state"] == "REFUNDED" else 202, value, rate)
 
     async def _receipt(self, scope: Scope, purchase_text: str) -> Answer:
         user_id = self._user_id(scope)

@@ -1,5 +1,5 @@
 """What an answer tells users of their rate: RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset
-(draft-ietf-httpapi-ratelimit-headers-07)."""
+(draft-ietf-httpapi-ratelimit-headers-06)."""
 
 import math
 

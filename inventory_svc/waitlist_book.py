@@ -14,7 +14,7 @@ from inventory_svc.sale import ReservationState, Wish, reason_of_stored
 from inventory_svc.sale_book import SQL
 from inventory_svc.sale_line import end_waiting, first_in_line, lock_line_of_epoch, lock_lines
 from inventory_svc.waitlist import UNITS_MAX, Line, Place, Waiter, WaitlistEntry, WaitlistState
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.postgres import Connection, Pool, connection, in_transaction
 
 
@@ -80,11 +80,13 @@ class WaitlistBook:
             stay = {key for key, _ in waiting}.difference(promoted)
             return Promotion(promoted, [key for key in reservation_ids if key not in stay])
 
-        return await in_transaction(self._pool, work)
+        with tracing.sql("promote waiters", reservation_ids):
+            return await in_transaction(self._pool, work)
 
     async def leave(self, reservation_ids: Sequence[str]) -> tuple[dict[str, int], list[Move]]:
         """Takes ids out of the line for good; reasons and moves as ``releasing.leave`` gives them."""
-        done = await releasing.until_settled(self._pool, lambda conn: releasing.leave(conn, reservation_ids))
+        with tracing.sql("leave waitlist", reservation_ids):
+            done = await releasing.until_settled(self._pool, lambda conn: releasing.leave(conn, reservation_ids))
         failpoints.hit("inventory.left")
         return done
 

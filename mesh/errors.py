@@ -169,14 +169,19 @@ _REASON_OF_CODE = {
     _C.UNAVAILABLE: _R.ERROR_REASON_UNAVAILABLE,
     _C.RESOURCE_EXHAUSTED: _R.ERROR_REASON_OVERLOADED,
     _C.CANCELLED: _R.ERROR_REASON_UNAVAILABLE,
+    _C.UNAUTHENTICATED: _R.ERROR_REASON_UNAVAILABLE,
+    _C.PERMISSION_DENIED: _R.ERROR_REASON_UNAVAILABLE,
 }
+#: What a service says of its peer's certificate, which is never the fault of whoever asked that peer.
+_OF_PEERS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> DomainError:
     """What a failed call to another service of the mesh means here.
 
     An error without our ErrorInfo (a broken connection, a deadline, a bug on the other side) becomes UNAVAILABLE,
-    DEADLINE_EXCEEDED, OVERLOADED or INTERNAL; its text is not passed on.
+    DEADLINE_EXCEEDED, OVERLOADED or INTERNAL; its text is not passed on. A refusal of this process itself (its
+    certificate has expired, or may not do this) is UNAVAILABLE: a buyer must not be told that their own token is bad.
     """
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
@@ -187,7 +192,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DomainError:
             found = info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys()  # noqa: SIM118 (an enum wrapper, not a dict)
         else:
             _ = detail.Unpack(bad_request) or detail.Unpack(retry)
-    if not found:
+    if not found or info.reason in _OF_PEERS:
         reason = _REASON_OF_CODE.get(error.code(), _R.ERROR_REASON_INTERNAL)
         return DomainError(reason)
     return DomainError(

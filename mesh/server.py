@@ -146,12 +146,11 @@ class GrpcServer:
         )
         show_expiry(transport, metrics)
         # What refuses is inside the error mapping, so that a refusal is mapped like any other error; and who may not
-        # call takes nobody's room.
+        # call takes nobody's room, and leaves nothing in a trace.
         layers: list[Layer] = [MetricsLayer(metrics), ErrorLayer(), *callers_layers(transport, allowed or {}, metrics)]
-        layers.append(limit)
         if tracing.is_on():
-            # Inside the error mapping, to know errors by their reasons.
-            layers.insert(2, tracing.TracingLayer())
+            layers.append(tracing.TracingLayer())
+        layers.append(limit)
         self._interceptor = LayersInterceptor(*layers, outermost=receive)
         self._transport = transport
         self._options = [_OWN_PORT, *server_limits(connections_max=connections_max, streams_max=streams_max)]

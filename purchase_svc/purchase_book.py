@@ -175,7 +175,8 @@ class PurchaseBook:
         Raises PURCHASE_NOT_FOUND, or PURCHASE_NOT_CANCELLABLE from every other state.
         """
         parameters = {"purchase_id": purchase_id, "user_id": user_id}
-        rows = await run_statement(self._pool, self._queries.cancel_purchase, parameters)
+        with tracing.sql("cancel_purchase", (purchase_id,)):
+            rows = await run_statement(self._pool, self._queries.cancel_purchase, parameters)
         if rows:
             return purchase_from_row(rows[0])
         purchase = await self.get(purchase_id, user_id)

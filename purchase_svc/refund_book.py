@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
+from mesh import tracing
 from mesh.errors import DomainError
 from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase import Purchase, PurchaseState
@@ -31,7 +32,8 @@ class RefundBook:
         """
         parameters = {"purchase_id": purchase_id, "user_id": user_id, "window_s": window_s}
         for _ in range(_TRIES):
-            rows = await run_statement(self._pool, self._queries.begin_refund, parameters)
+            with tracing.sql("begin_refund", (purchase_id,)):
+                rows = await run_statement(self._pool, self._queries.begin_refund, parameters)
             if rows:
                 return purchase_from_row(rows[0])
             purchase = await self._purchases.get(purchase_id, user_id)
@@ -49,7 +51,8 @@ class RefundBook:
     async def finish(self, ids: Sequence[uuid.UUID]) -> int:
         """REFUNDING -> REFUNDED; how many. Their money must be booked back and their shares given back."""
         parameters = {"purchase_ids": list(map(str, ids))}
-        return len(await run_statement(self._pool, self._queries.finish_refunds, parameters))
+        with tracing.sql("finish_refunds", ids):
+            return len(await run_statement(self._pool, self._queries.finish_refunds, parameters))
 
     async def postpone(self, ids: Sequence[uuid.UUID]) -> None:
         """Puts these at the end of the line."""

@@ -5,9 +5,12 @@ are somebody else's. Both steps are remembered by their owners and repeatable: w
 whichever process comes to it, and books nothing twice.
 """
 
+import uuid
+from collections.abc import Sequence
+
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError, reason_name
 from mesh.logs import get_logger
 from purchase_svc.refund_book import RefundBook
@@ -31,6 +34,10 @@ class Refunder:
         ids = await self._book.list_pending(_BATCH_MAX)
         if not ids:
             return False
+        with tracing.spans("refund", ids):
+            return await self._refund(ids)
+
+    async def _refund(self, ids: Sequence[uuid.UUID]) -> bool:
         money = await self._services.reverse_captures(ids)
         failpoints.hit("refunder.reversed")
         paid_back = [key for key, answer in money.items() if answer.done]

@@ -12,7 +12,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.channels import timeout_s
 from mesh.errors import DomainError, from_rpc_error
 from mesh.logs import get_logger
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_RELEASE = f"{inventory_pb.DESCRIPTOR.services_by_name['InventoryService'].full_name}/BatchReleaseReservations"
 #: Longest that a cancel waits for its units to be given back; the sweeper does it otherwise.
 _RELEASE_TIMEOUT_S = 1.0
 
@@ -170,7 +171,10 @@ class PurchaseServicer(OperatorCalls):
         closed by the sweeper."""
         request = inventory_pb.BatchReleaseReservationsRequest(reservation_ids=[str(purchase_id)])
         try:
-            response = await self._inventory.BatchReleaseReservations(request, timeout=most_s)
+            with tracing.calling(_RELEASE, (purchase_id,)) as traced:
+                response = await self._inventory.BatchReleaseReservations(
+                    request, timeout=most_s, metadata=tracing.metadata_of(traced)
+                )
             if response.outcomes[0].reason == ErrorReason.ERROR_REASON_UNSPECIFIED:
                 await self._book.finish_cancel_cleanup(purchase_id)
         except grpc.aio.AioRpcError as error:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError, reason_name
 from mesh.logs import get_logger, named
 from purchase_svc.abandoned import AbandonedSearch
@@ -169,7 +169,7 @@ class Sweeper:
             log.warning("reservations without a purchase", purchases=found)
 
     async def _clean_up(self) -> None:
-        """Gives back what FAILED and CANCELLED purchases may still have; the hold first, then the units.
+        """Gives back what FAILED and CANCELLED purchases may still have: the hold first, then the units.
 
         Such a purchase was never claimed, so its units cannot be sold: one that is captured or sold after all is left
         as it is and shouted about.
@@ -180,6 +180,10 @@ class Sweeper:
         if not ids:
             return
         self._found = True
+        with tracing.spans("clean up", ids):
+            await self._give_back(ids)
+
+    async def _give_back(self, ids: Sequence[uuid.UUID]) -> None:
         holds = await self._services.release_holds(ids)
         failpoints.hit("sweeper.unheld")
         free = [key for key, answer in holds.items() if answer.nothing_held]

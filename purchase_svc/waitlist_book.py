@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mesh import tracing
 from mesh.postgres import Pool, Queries, run_statement
 from purchase_svc.purchase import PurchaseState, may_become
 from purchase_svc.purchase_book import SQL_FOLDER
@@ -36,5 +37,9 @@ class WaitlistBook:
             "states": [turn.state.value for turn in turns],
             "reasons": [turn.reason for turn in turns],
         }
-        rows = await run_statement(self._pool, self._queries.end_waiting, parameters)
+        with tracing.sql("end_waiting", (turn.purchase_id for turn in turns)) as traced:
+            if traced is not None:
+                for turn in turns:
+                    traced.set(turn.purchase_id, "flashsale.state", turn.state.value)
+            rows = await run_statement(self._pool, self._queries.end_waiting, parameters)
         return [(key, partition) for key, partition, state in rows if state == PurchaseState.RESERVED]

@@ -14,7 +14,7 @@ from datetime import UTC
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
 
-from mesh import failpoints
+from mesh import failpoints, tracing
 from mesh.errors import DomainError
 from mesh.logs import get_logger, named
 from purchase_svc.abandoned import wish_of
@@ -74,9 +74,10 @@ class WaitlistFollower:
         without = await self._sweep_book.list_joined_without_purchase(joined, age_s=self._abandoned_after_s)
         known = [key for key in entries if key not in without]
         if known:
-            promoted = await self._book.end_waiting([turn_of(entries[key]) for key in known])
-            failpoints.hit("follower.taken_in")
-            await self._queue(promoted)
+            with tracing.spans("follow waitlist", known):
+                promoted = await self._book.end_waiting([turn_of(entries[key]) for key in known])
+                failpoints.hit("follower.taken_in")
+                await self._queue(promoted)
             failpoints.hit("follower.queued")
             await self._services.acknowledge_outcomes(known)
             log.info("taken in from the waitlist", outcomes=len(known), promoted=len(promoted))

@@ -15,7 +15,7 @@ come again (429, 503, 504), wait as long as `Retry-After` says. Times are RFC 33
 More fields and more states may come; ignore what you do not know.
 
 What a user sends most is limited: `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` tell how it stands
-(draft-ietf-httpapi-ratelimit-headers-07). What anybody may see has an `ETag`; what is a user's own is never cached."""
+(draft-ietf-httpapi-ratelimit-headers-06). What anybody may see has an `ETag`; what is a user's own is never cached."""
 
 
 def openapi_document() -> dict[str, Any]:

@@ -9,8 +9,9 @@ from flashsale.purchase.v1 import purchase_service_pb2 as purchase
 
 from gateway.local_tokens import issue
 from gateway.settings import Settings
+from mesh.errors import DomainError
 from mesh.settings import SettingsError
-from tests.contract.gateway_harness import SALE, SECRET, Harness, Reply, harness, reading
+from tests.contract.gateway_harness import OTHER_SALE, SALE, SECRET, Harness, Reply, harness, reading
 
 SHOP = "https://shop.example"
 
@@ -37,6 +38,24 @@ async def test_a_refusal_that_cost_a_turn_tells_so_and_a_read_costs_none() -> No
         refused = await h.buy("key")
         assert (refused.status, rate_of(refused)) == (409, (10, 9, 1))
         assert "ratelimit-limit" not in (await h.get("/v1/balance", "rich")).headers
+
+
+async def test_a_turn_that_came_to_nothing_is_told_of_whatever_the_reason() -> None:
+    async with harness(user_burst=20, user_rate_per_s=0.01) as h:
+        bearer = {"authorization": f"Bearer {issue(SECRET, 'rich')}"}
+        unknown = f"/v1/purchases/{OTHER_SALE}"
+        refused = [
+            await h.buy("key", body=b'{"quantity":0}'),
+            await h.request("DELETE", unknown, bearer),
+            await h.request("POST", f"{unknown}/refund", bearer),
+            await h.request("DELETE", "/v1/purchases/none", bearer),
+        ]
+        h.purchases.failure = DomainError(ErrorReason.ERROR_REASON_UNAVAILABLE)
+        refused.append(await h.buy("key"))
+        assert [reply.status for reply in refused] == [400, 404, 404, 400, 503]
+        assert [rate_of(reply)[1] for reply in refused] == [19, 18, 17, 16, 15]
+        # Who has no token has no rate.
+        assert "ratelimit-limit" not in (await h.request("DELETE", unknown)).headers
 
 
 async def test_of_many_buyers_each_is_told_of_their_own_rate() -> None:
@@ -154,7 +173,8 @@ async def test_refusals_streams_and_the_door_are_readable_for_a_named_sites_page
 @pytest.mark.parametrize(
     "origins",
     ["*", "shop.example", "https://shop.example/", "https://shop.example/path", "https://Shop.example", "ftp://x",
-     "https://user@shop.example", "https://a.example,*", "https://"],
+     "https://user@shop.example", "https://a.example,*", "https://", "https://*.example", "https://shop.example:443",
+     "https://shop.example:", "https://shop.example:99999", "https://[::1", "https://büro.example"],
 )  # fmt: skip
 def test_a_setting_that_names_no_origin_is_refused(origins: str) -> None:
     nobody = "127.0.0.1:1"

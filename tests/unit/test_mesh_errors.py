@@ -17,7 +17,9 @@ from mesh.channels import open_channel
 from mesh.errors import DomainError, from_rpc_error, http_status, invalid_argument, reason_name
 from mesh.server import GrpcServer
 
-REASONS = [number for number in ErrorReason.values() if number]
+#: What a service says of its peer: nothing for whoever asked that peer.
+OF_PEERS = {ErrorReason.ERROR_REASON_UNAUTHENTICATED, ErrorReason.ERROR_REASON_PERMISSION_DENIED}
+REASONS = [number for number in ErrorReason.values() if number and number not in OF_PEERS]
 
 
 class Raising(rpc.BalanceServiceServicer):
@@ -50,6 +52,19 @@ async def test_a_reason_survives_a_call(reason: int, raising: tuple[Raising, rpc
     assert (back.reason, back.message, back.metadata) == (reason, "said to the client", {"k": "v"})
     assert back.retry_after_ms == servicer.error.retry_after_ms
     assert 400 <= http_status(reason) < 600
+
+
+@pytest.mark.parametrize("reason", OF_PEERS, ids=reason_name)
+async def test_a_peer_that_is_refused_itself_is_away_to_whoever_asked_it(
+    reason: int, raising: tuple[Raising, rpc.BalanceServiceAsyncStub]
+) -> None:
+    servicer, stub = raising
+    servicer.error = DomainError(reason, "gateway may not call GetBalance")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetBalance(pb.GetBalanceRequest())
+    back = from_rpc_error(caught.value)
+    assert (back.reason_name, back.message) == ("UNAVAILABLE", "unavailable")
+    assert back.retry_after_ms
 
 
 async def test_shedding_is_resource_exhausted_with_a_delay(
