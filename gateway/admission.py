@@ -6,7 +6,7 @@ from gateway.problems import HttpError
 from mesh.errors import invalid_argument
 from mesh.validation import ID_LENGTH_MAX, is_name
 
-#: Largest body of any request, bytes.
+#: Largest body of a request, bytes, unless its route takes more.
 BODY_BYTES_MAX = 4096
 #: Longest Authorization header, characters. A token of ours is about 250.
 AUTHORIZATION_LENGTH_MAX = 4096
@@ -41,16 +41,21 @@ _ONE_SHARE = PurchaseBody()
 _DECODER = msgspec.json.Decoder(PurchaseBody, strict=True)
 
 
-def body_length(content_length: str | None) -> int | None:
-    """The announced length of a body, bytes; None when it is not announced. Raises HttpError 413 above
-    BODY_BYTES_MAX, 400 for what is no length."""
+def too_large(bytes_max: int) -> HttpError:
+    """The refusal of a body of more bytes than that."""
+    return HttpError(413, f"the body is larger than {bytes_max} bytes")
+
+
+def body_length(content_length: str | None, bytes_max: int = BODY_BYTES_MAX) -> int | None:
+    """The announced length of a body, bytes; None when it is not announced. Raises HttpError 413 above ``bytes_max``,
+    400 for what is no length."""
     if content_length is None:
         return None
     if not (content_length.isascii() and content_length.isdecimal()):
         raise HttpError(400, "the Content-Length header is not a whole number")
     # By digits first: a number of thousands of digits is never converted.
-    if len(content_length) > 10 or int(content_length) > BODY_BYTES_MAX:
-        raise HttpError(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+    if len(content_length) > 10 or int(content_length) > bytes_max:
+        raise too_large(bytes_max)
     return int(content_length)
 
 

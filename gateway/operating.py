@@ -7,6 +7,7 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
 from flashsale.purchase.v1 import purchase_service_pb2 as purchase
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.json_forms import (
     any_purchase_json,
@@ -27,6 +28,8 @@ T = TypeVar("T")
 #: Largest total of a sale, most items of a page, dead letters of one call, and parked purchases of one call: as many of
 #: their ids as a body holds.
 TOTAL_MAX, PAGE_MAX, REPLAY_MAX, PARKED_MAX = 10_000_000, 1000, 100, 100
+#: Most users who are made eligible by one call, and the largest body that names them, bytes: as long as ids mostly are.
+ELIGIBLE_MAX, ELIGIBLE_BYTES_MAX = 1000, 64 * 1024
 #: Calls at once, and how long one may take, s: closing a sale or raising its total counts its stock anew.
 _CALLS_MAX, _TIMEOUT_S = 16, 10.0
 
@@ -69,6 +72,22 @@ class Operating:
         request = inventory.RaiseSaleTotalRequest(sale_id=sale_id, total=total, actor=actor)
         answer = await self._call(lambda: self._inventories.RaiseSaleTotal(request, timeout=_TIMEOUT_S))
         return operated_sale_json(answer.sale)
+
+    async def scheduled(
+        self, sale_id: str, open_time: Timestamp | None, close_time: Timestamp | None, actor: str
+    ) -> dict[str, Any]:
+        """The sale after ``actor`` has set when it opens and closes by itself; None: not by itself."""
+        request = inventory.ScheduleSaleRequest(
+            sale_id=sale_id, open_time=open_time, close_time=close_time, actor=actor
+        )
+        answer = await self._call(lambda: self._inventories.ScheduleSale(request, timeout=_TIMEOUT_S))
+        return operated_sale_json(answer.sale)
+
+    async def made_eligible(self, sale_id: str, user_ids: Sequence[str]) -> dict[str, Any]:
+        """How many of these users were not on the sale's list before, and how many are on it now."""
+        request = inventory.BatchAddEligibleUsersRequest(sale_id=sale_id, user_ids=user_ids)
+        answer = await self._call(lambda: self._inventories.BatchAddEligibleUsers(request, timeout=_TIMEOUT_S))
+        return {"added": answer.added, "eligible": answer.eligible}
 
     async def changes(self, sale_id: str, page_size: int, page_token: str) -> dict[str, Any]:
         """A page of what was done with a sale, by whom and when, oldest first."""

@@ -1,20 +1,35 @@
-"""What operators do: look at everything, open, pause and close sales, replay what got stuck. All need their role."""
+"""What operators do: look at everything, change sales, say who may buy, replay what got stuck. All need their role."""
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
 import msgspec
+from google.protobuf.timestamp_pb2 import Timestamp
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
 from gateway.admission import Whole, whole
-from gateway.operating import PAGE_MAX, PARKED_MAX, REPLAY_MAX, TOTAL_MAX
+from gateway.operating import ELIGIBLE_BYTES_MAX, ELIGIBLE_MAX, PAGE_MAX, PARKED_MAX, REPLAY_MAX, TOTAL_MAX
 from gateway.parts import Parts
 from gateway.problems import Answer, HttpError, encoded_answer, json_answer
 from gateway.requests import allow, authorization_of, json_of, page_size, page_token, uuid_of
 from mesh.errors import invalid_argument
 
+#: A time that says of what zone it is.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
 
 class _TotalBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     total: Whole
+
+
+class _ScheduleBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    # Neither may be left out: who changes one of the two says what becomes of the other.
+    open_time: Moment | None
+    close_time: Moment | None
+
+
+class _EligibleBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    user_ids: list[str]
 
 
 class _ReplayBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -26,8 +41,22 @@ class _ParkedBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 _TOTAL = msgspec.json.Decoder(_TotalBody, strict=True)
+_SCHEDULE = msgspec.json.Decoder(_ScheduleBody, strict=True)
+_ELIGIBLE = msgspec.json.Decoder(_EligibleBody, strict=True)
 _REPLAY = msgspec.json.Decoder(_ReplayBody, strict=True)
 _PARKED = msgspec.json.Decoder(_ParkedBody, strict=True)
+
+
+def _timestamp(field: str, moment: datetime | None) -> Timestamp | None:
+    """As the contract has times. Raises INVALID_ARGUMENT beyond the years that it knows."""
+    if moment is None:
+        return None
+    made = Timestamp()
+    try:
+        made.FromDatetime(moment)
+    except (ValueError, OverflowError) as error:
+        raise invalid_argument((field, "must be a time in the years 1 to 9999")) from error
+    return made
 
 
 class OperatorRoutes:
@@ -49,6 +78,12 @@ class OperatorRoutes:
             case ["sales", sale_id, "total"]:
                 allow(scope.method, "POST")
                 return "operator_total", self._total(scope, protocol, sale_id)
+            case ["sales", sale_id, "schedule"]:
+                allow(scope.method, "POST")
+                return "operator_schedule", self._schedule(scope, protocol, sale_id)
+            case ["sales", sale_id, "eligible-users"]:
+                allow(scope.method, "POST")
+                return "operator_eligible_users", self._eligible_users(scope, protocol, sale_id)
             case ["sales", sale_id, "statement"]:
                 allow(scope.method, "GET")
                 return "operator_statement", self._statement(scope, sale_id)
@@ -86,6 +121,21 @@ class OperatorRoutes:
         sale_id = uuid_of("sale_id", sale_text)
         total = whole("total", (await json_of(scope, protocol, _TOTAL)).total, 1, TOTAL_MAX)
         return json_answer(200, await self._operating.raised(sale_id, total, actor))
+
+    async def _schedule(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> Answer:
+        actor = self._operator(scope)
+        sale_id = uuid_of("sale_id", sale_text)
+        wanted = await json_of(scope, protocol, _SCHEDULE)
+        times = _timestamp("open_time", wanted.open_time), _timestamp("close_time", wanted.close_time)
+        return json_answer(200, await self._operating.scheduled(sale_id, *times, actor))
+
+    async def _eligible_users(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> Answer:
+        self._operator(scope)
+        sale_id = uuid_of("sale_id", sale_text)
+        user_ids = (await json_of(scope, protocol, _ELIGIBLE, ELIGIBLE_BYTES_MAX)).user_ids
+        if not 1 <= len(user_ids) <= ELIGIBLE_MAX:
+            raise invalid_argument(("user_ids", f"must be 1 to {ELIGIBLE_MAX} users"))
+        return json_answer(200, await self._operating.made_eligible(sale_id, user_ids))
 
     async def _statement(self, scope: Scope, sale_text: str) -> Answer:
         self._operator(scope)

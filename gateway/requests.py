@@ -9,7 +9,13 @@ from urllib.parse import parse_qs
 import msgspec
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope  # type: ignore[attr-defined]
 
-from gateway.admission import BODY_BYTES_MAX, body_length, check_authorization_length, check_content_type
+from gateway.admission import (
+    BODY_BYTES_MAX,
+    body_length,
+    check_authorization_length,
+    check_content_type,
+    too_large,
+)
 from gateway.problems import HttpError
 from mesh.errors import invalid_argument
 from mesh.validation import Violations
@@ -89,21 +95,30 @@ def wait_s(text: str | None) -> float:
     return seconds
 
 
-async def body_of(headers: Any, protocol: HTTPProtocol, length: int | None, loop: asyncio.AbstractEventLoop) -> bytes:
-    """The body, at most BODY_BYTES_MAX bytes. Raises HttpError 400, 408, 413, 415."""
+async def body_of(
+    headers: Any,
+    protocol: HTTPProtocol,
+    length: int | None,
+    loop: asyncio.AbstractEventLoop,
+    bytes_max: int = BODY_BYTES_MAX,
+) -> bytes:
+    """The body, at most ``bytes_max`` bytes; ``length`` is what ``body_length`` makes of its announcement. Raises
+    HttpError 400, 408, 413, 415."""
     if length == 0 or (length is None and "transfer-encoding" not in headers):
         return b""
     check_content_type(headers.get("content-type"))
     try:
-        return await (_chunked(protocol) if length is None else _announced(protocol, loop))
+        return await (_chunked(protocol, bytes_max) if length is None else _announced(protocol, loop))
     except (ProtocolClosed, ProtocolError) as error:
         raise HttpError(400, "the body broke off") from error
 
 
-async def json_of(scope: Scope, protocol: HTTPProtocol, decoder: "msgspec.json.Decoder[T]") -> T:
+async def json_of(
+    scope: Scope, protocol: HTTPProtocol, decoder: "msgspec.json.Decoder[T]", bytes_max: int = BODY_BYTES_MAX
+) -> T:
     """The body as ``decoder`` wants it, none as an empty object. Raises as ``body_of``, and INVALID_ARGUMENT."""
-    length = body_length(scope.headers.get("content-length"))
-    octets = await body_of(scope.headers, protocol, length, asyncio.get_running_loop())
+    length = body_length(scope.headers.get("content-length"), bytes_max)
+    octets = await body_of(scope.headers, protocol, length, asyncio.get_running_loop(), bytes_max)
     return decoded(octets or b"{}", decoder)
 
 
@@ -131,14 +146,14 @@ async def _announced(protocol: HTTPProtocol, loop: asyncio.AbstractEventLoop) ->
         timer.cancel()
 
 
-async def _chunked(protocol: HTTPProtocol) -> bytes:
+async def _chunked(protocol: HTTPProtocol, bytes_max: int) -> bytes:
     received = bytearray()
     try:
         async with asyncio.timeout(_BODY_S_MAX):
             async for chunk in protocol:
                 received += chunk
-                if len(received) > BODY_BYTES_MAX:
-                    raise HttpError(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+                if len(received) > bytes_max:
+                    raise too_large(bytes_max)
     except TimeoutError:
         raise HttpError(408, _LATE_BODY) from None
     return bytes(received)

@@ -145,6 +145,12 @@ async def _serving(
             for state in ("available", "reserved", "sold")
         },
     )
+    metrics.gauges(
+        "flashsale_waitlist_requests",
+        "Requests that wait in line for the sales that somebody watches",
+        ("sale_id",),
+        lambda: {(stock.sale_id,): stock.waiting for stock in watch.readings()},
+    )
     tasks = Background()
     tasks.keep(recalibrator.watch(period_ms=settings.watchdog_period_ms), "recalibration watch")
     tasks.keep(left_over.repeat(period_ms=settings.moves_period_ms), "gate moves")

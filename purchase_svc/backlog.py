@@ -21,15 +21,25 @@ class Backlog:
         self._depths: tuple[int, int] | None = None
         metrics.gauges(
             "flashsale_settlement_purchases",
-            "Purchases that wait to be settled, and that are parked; of all workers",
+            "Purchases that wait to be settled, that are parked, and that are being refunded; of all workers",
             ("state",),
-            lambda: {("waiting",): w.purchases, ("parked",): w.parked} if (w := self._waiting) else {},
+            lambda: (
+                {("waiting",): w.purchases, ("parked",): w.parked, ("refunding",): w.refunding}
+                if (w := self._waiting)
+                else {}
+            ),
         )
         metrics.gauges(
             "flashsale_settlement_oldest_seconds",
             "Age of the oldest purchase that waits to be settled",
             (),
             lambda: {(): w.oldest_s} if (w := self._waiting) else {},
+        )
+        metrics.gauges(
+            "flashsale_refund_oldest_seconds",
+            "Time since the oldest refund was asked for that is not done",
+            (),
+            lambda: {(): w.oldest_refund_s} if (w := self._waiting) else {},
         )
         metrics.gauges(
             "flashsale_settlement_messages",

@@ -15,13 +15,16 @@ from purchase_svc.purchase_book import SQL_FOLDER, Terms
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Purchases that are not settled yet."""
+    """Purchases that are not settled yet, and refunds that are not done yet."""
 
     purchases: int
     #: Age of the oldest, seconds; 0 without any.
     oldest_s: float
     #: Purchases that wait for an operator.
     parked: int
+    refunding: int
+    #: How long ago the oldest of these was asked for, seconds; 0 without any.
+    oldest_refund_s: float
 
 
 class SweepBook:
@@ -34,9 +37,9 @@ class SweepBook:
         self.lease = Lease(pool, "sweep")
 
     async def waiting(self) -> Waiting:
-        """What is not settled yet."""
-        ((purchases, oldest_s, parked),) = await run_statement(self._pool, self._queries.count_waiting, {})
-        return Waiting(purchases, oldest_s, parked)
+        """What is not settled or not refunded yet."""
+        (row,) = await run_statement(self._pool, self._queries.count_waiting, {})
+        return Waiting(*row)
 
     async def note_busy(self, partitions: Sequence[int]) -> None:
         """Notes that this process has messages of these partitions in hand."""

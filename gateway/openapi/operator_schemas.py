@@ -3,7 +3,8 @@
 from gateway.metrics import ANSWER_KINDS
 from gateway.openapi.json_schema import Schema, flag, listed, moment, number, or_null, record, ref, text, uuid, whole
 from gateway.openapi.schemas import NEXT_PAGE, OPTIONAL, PURCHASE, PURCHASE_STATE, REASON, SALE, SALE_STATE
-from gateway.operating import PARKED_MAX, REPLAY_MAX, TOTAL_MAX
+from gateway.operating import ELIGIBLE_BYTES_MAX, ELIGIBLE_MAX, PARKED_MAX, REPLAY_MAX, TOTAL_MAX
+from mesh.validation import ID_LENGTH_MAX
 
 _COUNT = {
     "state": PURCHASE_STATE,
@@ -143,6 +144,36 @@ OPERATOR_SCHEMAS: dict[str, Schema] = {
         "required": ["total"],
         "properties": {"total": whole("Shares of the sale from now on; never fewer", 1, maximum=TOTAL_MAX)},
     },
+    "Schedule": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["open_time", "close_time"],
+        "description": "When a sale opens and closes by itself, by the database's clock; null: not by itself",
+        "properties": {
+            "open_time": or_null(
+                moment("A DRAFT becomes SCHEDULED. Of a sale that has been opened it stays what it was; null will do")
+            ),
+            "close_time": or_null(moment("After open_time")),
+        },
+    },
+    "UserIds": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["user_ids"],
+        "description": f"At most {ELIGIBLE_BYTES_MAX} bytes; longer lists come in several requests",
+        "properties": {
+            "user_ids": listed(
+                text("A user, as a token's sub names them: printable", minLength=1, maxLength=ID_LENGTH_MAX),
+                "Users",
+                minItems=1,
+                maxItems=ELIGIBLE_MAX,
+            )
+        },
+    },
+    "EligibleUsers": record(
+        "What became of them",
+        {"added": whole("How many were not on the list before"), "eligible": whole("How many users are on it now")},
+    ),
     "Overview": record(
         "All sales at one look",
         {

@@ -56,6 +56,26 @@ PATHS: dict[str, dict[str, Operation]] = {
             "raiseTotal", "Raise a sale's total", "OperatedSale", [SALE_ID], body="Total", body_required=True
         )
     },
+    "/v1/operator/sales/{sale_id}/schedule": {
+        "post": _operation(
+            "scheduleSale",
+            "Set when a sale opens and closes by itself",
+            "OperatedSale",
+            [SALE_ID],
+            body="Schedule",
+            body_required=True,
+        )
+    },
+    "/v1/operator/sales/{sale_id}/eligible-users": {
+        "post": _operation(
+            "addEligibleUsers",
+            "Add users to those who may buy in a sale that is for eligible users only; nobody is ever taken off",
+            "EligibleUsers",
+            [SALE_ID],
+            body="UserIds",
+            body_required=True,
+        )
+    },
     "/v1/operator/sales/{sale_id}/statement": {
         "get": _operation("getStatement", "What a sale has come to", "Statement", [SALE_ID, *_PAGES])
     },

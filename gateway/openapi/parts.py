@@ -18,7 +18,7 @@ _PROBLEMS = {
     409: "The state of things forbids it, and the same request will not succeed: SOLD_OUT, WAITLIST_FULL,"
     " SALE_NOT_OPEN, USER_LIMIT_REACHED, RESERVATION_RELEASED, REQUEST_ID_REUSED, PURCHASE_NOT_CANCELLABLE,"
     " PURCHASE_NOT_REFUNDABLE, REFUND_WINDOW_OVER, SALE_STATE_CONFLICT, SALE_CLOSED",
-    413: f"INVALID_ARGUMENT: the body is larger than {BODY_BYTES_MAX} bytes",
+    413: f"INVALID_ARGUMENT: the body is larger than {BODY_BYTES_MAX} bytes, unless the operation says otherwise",
     415: "INVALID_ARGUMENT: the body is not application/json",
     429: "OVERLOADED, USER_RATE_LIMITED: send the same request again after the delay",
     431: "INVALID_ARGUMENT: the headers are too long",

@@ -18,7 +18,11 @@ SELECT count(*) FILTER (WHERE state <> 'PARKED'),
            FROM purchases
            WHERE final_time IS NULL AND NOT waitlisted AND state <> 'PARKED'
        ))), 0)::float8,
-       count(*) FILTER (WHERE state = 'PARKED')
+       count(*) FILTER (WHERE state = 'PARKED'),
+       (SELECT count(*) FROM purchases WHERE refund_pending),
+       COALESCE(GREATEST(0, EXTRACT(epoch FROM clock_timestamp() - (
+           SELECT min(refund_time) FROM purchases WHERE refund_pending
+       ))), 0)::float8
 FROM purchases
 WHERE final_time IS NULL AND NOT waitlisted;
 

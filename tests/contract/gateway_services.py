@@ -180,6 +180,8 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.lists = 0
         #: What operators asked for: verb, sale, actor.
         self.changes: list[tuple[str, str, str]] = []
+        #: Users who were made eligible.
+        self.eligible: set[str] = set()
         self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
 
     def end_streams(self) -> None:
@@ -253,6 +255,19 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         sale = self._changed(f"total {request.total}", request, inventory.SALE_STATE_OPEN)
         sale.total = request.total
         return inventory.RaiseSaleTotalResponse(sale=sale)
+
+    async def ScheduleSale(self, request: Any, context: Any) -> inventory.ScheduleSaleResponse:
+        sale = self._changed("schedule", request, inventory.SALE_STATE_SCHEDULED)
+        for field in ("open_time", "close_time"):
+            if request.HasField(field):
+                getattr(sale, field).CopyFrom(getattr(request, field))
+        return inventory.ScheduleSaleResponse(sale=sale)
+
+    async def BatchAddEligibleUsers(self, request: Any, context: Any) -> inventory.BatchAddEligibleUsersResponse:
+        before = len(self.eligible)
+        self.eligible |= set(request.user_ids)
+        now = len(self.eligible)
+        return inventory.BatchAddEligibleUsersResponse(added=now - before, eligible=now)
 
     async def ListSaleChanges(self, request: Any, context: Any) -> inventory.ListSaleChangesResponse:
         change = inventory.SaleChange(actor="ann", to_state=inventory.SALE_STATE_DRAFT, total=5)

@@ -208,6 +208,9 @@ async def test_every_operation_that_does_its_work_answers_to_the_last_field(shop
     operator = "/v1/operator"
     await call("get", f"{operator}/overview", 200)
     await call("post", f"{operator}/sales/{{sale_id}}/total", 200, b'{"total":5}', sale_id=sale)
+    await call("post", f"{operator}/sales/{{sale_id}}/eligible-users", 200, b'{"user_ids":["ann"]}', sale_id=sale)
+    closing = b'{"open_time":null,"close_time":"2099-01-01T00:00:00Z"}'
+    await call("post", f"{operator}/sales/{{sale_id}}/schedule", 200, closing, sale_id=sale)
     for verb in ("pause", "open", "close"):
         await call("post", f"{operator}/sales/{{sale_id}}/{verb}", 200, sale_id=sale)
     await call("get", f"{operator}/sales/{{sale_id}}/statement", 200, sale_id=sale)

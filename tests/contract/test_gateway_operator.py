@@ -1,6 +1,7 @@
 """What operators do over HTTP, and that nobody else can."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ ROUTES = [
     ("POST", f"sales/{SALE}/pause", None),
     ("POST", f"sales/{SALE}/close", None),
     ("POST", f"sales/{SALE}/total", b'{"total":7}'),
+    ("POST", f"sales/{SALE}/schedule", b'{"open_time":null,"close_time":null}'),
+    ("POST", f"sales/{SALE}/eligible-users", b'{"user_ids":["ann"]}'),
     ("GET", f"sales/{SALE}/statement", None),
     ("GET", f"sales/{SALE}/changes", None),
     ("GET", "dead-letters", None),
@@ -40,6 +43,7 @@ async def test_a_route_of_operators_is_403_for_everybody_else_and_makes_no_call(
         assert reply.headers["content-type"] == "application/problem+json"
         assert (await h.request(method, f"/v1/operator/{path}", {}, body)).status == 401
         assert (h.inventories.changes, h.inventories.lists, h.purchases.summaries) == ([], 0, [])
+        assert h.inventories.eligible == set()
         assert (await h.operate(method, path, body)).status == 200
 
 
@@ -55,6 +59,55 @@ async def test_a_sale_is_changed_in_the_name_of_whoever_asks() -> None:
             ("close", SALE, "olga"),
             ("total 7", SALE, "otto"),
         ]
+
+
+async def test_a_sale_is_scheduled_by_times_of_any_zone_and_neither_is_changed_by_leaving_it_out() -> None:
+    async with harness() as h:
+        path = f"sales/{SALE}/schedule"
+        body = b'{"open_time":"2030-01-01T09:00:00.5+02:00","close_time":"2030-01-02T00:00:00Z"}'
+        shown = (await h.operate("POST", path, body)).json
+        assert (shown["open_time"], shown["close_time"]) == ("2030-01-01T07:00:00.500Z", "2030-01-02T00:00:00Z")
+        assert shown["state_actor"] == "olga"
+        shown = (await h.operate("POST", path, b'{"open_time":null,"close_time":"2030-01-02T00:00:00Z"}')).json
+        assert (shown["open_time"], shown["close_time"]) == (None, "2030-01-02T00:00:00Z")
+        assert h.inventories.changes == [("schedule", SALE, "olga")] * 2
+        for wrong in (
+            None,
+            b"{}",
+            b'{"open_time":null}',
+            b'{"open_time":"2030-01-01T09:00:00","close_time":null}',
+            b'{"open_time":"tomorrow","close_time":null}',
+            b'{"open_time":1893484800,"close_time":null}',
+            b'{"open_time":"0001-01-01T00:00:00+14:00","close_time":null}',
+            b'{"open_time":"9999-12-31T23:59:59-14:00","close_time":null}',
+            b'{"open_time":null,"close_time":null,"state":"OPEN"}',
+        ):
+            assert (await h.operate("POST", path, wrong)).status == 400, wrong
+        assert len(h.inventories.changes) == 2
+
+
+async def test_users_are_made_eligible_as_many_as_a_larger_body_holds() -> None:
+    async with harness() as h:
+        path = f"sales/{SALE}/eligible-users"
+        many = [f"user number {number} of the list, who may buy" for number in range(1000)]
+        body = json.dumps({"user_ids": many}).encode()
+        assert 10 * 4096 < len(body) <= 64 * 1024
+        assert (await h.operate("POST", path, body)).json == {"added": 1000, "eligible": 1000}
+        assert (await h.operate("POST", path, b'{"user_ids":["zoe","zo\u00eb","zoe"]}')).json["added"] == 2
+        for wrong in (
+            b"{}",
+            b'{"user_ids":[]}',
+            b'{"user_ids":"zoe"}',
+            b'{"user_ids":[1]}',
+            b'{"user_ids":["\ud800"]}',
+        ):
+            assert (await h.operate("POST", path, wrong)).status == 400, wrong
+        too_many = json.dumps({"user_ids": [str(number) for number in range(1001)]}).encode()
+        assert (await h.operate("POST", path, too_many)).json["violations"][0]["field"] == "user_ids"
+        # Only here, and only up to there.
+        assert (await h.operate("POST", path, b" " * (64 * 1024 + 1))).status == 413
+        assert (await h.operate("POST", f"sales/{SALE}/total", b" " * 4097)).status == 413
+        assert len(h.inventories.eligible) == 1002
 
 
 async def test_what_the_services_refuse_is_passed_on() -> None:

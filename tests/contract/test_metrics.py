@@ -21,6 +21,7 @@ _OWN = {
     "inventory": (
         *_ON_GRPC_SERVERS,
         "flashsale_stock_units",
+        "flashsale_waitlist_requests",
         "flashsale_recalibrations_total",
         "flashsale_recalibration_seconds",
     ),
@@ -38,6 +39,7 @@ _OWN = {
         "flashsale_settlement_rate_max_per_s",
         "flashsale_settlement_purchases",
         "flashsale_settlement_oldest_seconds",
+        "flashsale_refund_oldest_seconds",
         "flashsale_settlement_messages",
     ),
     "gateway": (

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.settings import Settings
+from gateway.token_setup import set_up_tokens
+from mesh.metrics import Metrics
 from stack.ports import Ports, metrics_of
 from stack.replicas import SERVICE_KINDS
 from tests.support.servers import MeshStack, metrics_text
@@ -36,8 +39,16 @@ def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:flashsale|gateway|grpc|process|up)\w*", bare))
 
 
+async def _of_a_gateway_with_keys() -> str:
+    """What a gateway whose tokens are signed with keys shows of them; that of the stack has a secret."""
+    nobody, metrics = "127.0.0.1:1", Metrics()
+    await set_up_tokens(Settings(nobody, nobody, nobody, jwks_url=f"http://{nobody}/keys"), metrics)
+    return metrics.text().decode()
+
+
 async def test_every_metric_that_is_asked_for_is_shown_by_some_process(mesh_stack: MeshStack) -> None:
     texts = await asyncio.gather(*(asyncio.to_thread(metrics_text, mesh_stack, kind) for kind in SERVICE_KINDS))
+    texts.append(await _of_a_gateway_with_keys())
     shown = set(re.findall(r"^# HELP (\S+)", "\n".join(texts), re.M)) | {"up"}
     for name in list(shown):
         shown |= {f"{name}_bucket", f"{name}_count", f"{name}_sum"}

@@ -21,6 +21,7 @@ ROUTES = (
     *("/v1/purchases", "/v1/purchases/{}", "/v1/purchases/{}/refund", "/v1/purchases/{}/receipt", "/v1/balance"),
     *("/v1/operator/overview", "/v1/operator/sales/{}/open", "/v1/operator/sales/{}/total", "/v1/operator/parked"),
     *("/v1/operator/sales/{}/statement", "/v1/operator/sales/{}/changes", "/v1/operator/dead-letters/replay"),
+    *("/v1/operator/sales/{}/schedule", "/v1/operator/sales/{}/eligible-users"),
     *("/v1/operator/parked/replay", "/healthz", "/", "/sales/{}", "/operator", "/pages/{}", "/{}"),
 )
 _TOKENS = (
@@ -51,6 +52,9 @@ _wishes = st.fixed_dictionaries(
         "waitlist": st.booleans() | _json,
         "total": st.integers() | _json,
         "most": st.integers() | _json,
+        "open_time": st.sampled_from([None, "2030-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"]) | _json,
+        "close_time": st.sampled_from([None, "0001-01-01T00:00:00+14:00", "2030-13-01T00:00:00Z", 0]) | _json,
+        "user_ids": st.lists(st.text(max_size=200), max_size=60) | _json,
         "purchase_ids": st.lists(st.sampled_from([_ID, "", "x", 1, None]), max_size=120) | _json,
     },
 )
