@@ -121,19 +121,20 @@ class KeySource:
         self._changed = changed
         self._pause_s = min(pause_s, period_s)
         self._well = False
-        self._tried_at = self._read_at = asyncio.get_running_loop().time()
+        # Kept: metrics are read in a thread that has no loop.
+        self._now = asyncio.get_running_loop().time
+        self._tried_at = self._read_at = self._now()
         #: Readings that failed since the start.
         self.failures = 0
 
     @property
     def age_s(self) -> float:
-        """Time since the last reading that succeeded, or since the start, s."""
-        return asyncio.get_running_loop().time() - self._read_at
+        """Time since the last reading that succeeded, or since the start, s; from any thread."""
+        return self._now() - self._read_at
 
     async def refresh(self) -> str:
         """Reads them once; empty, or why that failed."""
-        loop = asyncio.get_running_loop()
-        self._tried_at = loop.time()
+        self._tried_at = self._now()
         # What is asked for from here on was perhaps not there yet when this reading was made.
         self._keys.wanted.clear()
         try:
@@ -149,7 +150,7 @@ class KeySource:
                 self._changed()
             return why
         self._well = True
-        self._read_at = loop.time()
+        self._read_at = self._now()
         if self._keys.replace(keys):
             log.info("the keys of tokens have changed", source=self._name, kids=[str(key.kid) for key in keys])
             self._changed()
@@ -157,7 +158,6 @@ class KeySource:
 
     async def keep_current(self) -> None:
         """Goes on until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             due_at = self._tried_at + (self._period_s if self._well else self._pause_s)
             try:
@@ -166,5 +166,5 @@ class KeySource:
             except TimeoutError:
                 pass
             else:
-                await asyncio.sleep(self._tried_at + self._pause_s - loop.time())
+                await asyncio.sleep(self._tried_at + self._pause_s - self._now())
             await self.refresh()
