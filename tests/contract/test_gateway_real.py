@@ -54,7 +54,10 @@ class Client:
             await asyncio.sleep(answer["retry_after_ms"] / 1000)
 
 
-async def new_sale(stack: MeshStack, users: list[str]) -> str:
+async def new_sale(
+    stack: MeshStack, users: list[str], *, opened: bool = True, eligible_users_only: bool = False
+) -> str:
+    """A sale of SHARES shares, one for each user, who all have money for four."""
     async with open_peer_channel(stack.environment, "balance") as channel:
         accounts = BalanceServiceStub(channel)
         keys = [balance.AccountKey(user_id=user, currency_code="EUR") for user in users]
@@ -72,9 +75,11 @@ async def new_sale(stack: MeshStack, users: list[str]) -> str:
                 total=SHARES,
                 per_user_limit=1,
                 per_purchase_limit=1,
+                eligible_users_only=eligible_users_only,
             )
         )
-        await sales.OpenSale(inventory.OpenSaleRequest(sale_id=made.sale.sale_id))
+        if opened:
+            await sales.OpenSale(inventory.OpenSaleRequest(sale_id=made.sale.sale_id))
     return str(made.sale.sale_id)
 
 

@@ -1,6 +1,7 @@
 """A sale's life over HTTP on the real services: operators, refunds, receipts, statements, the overview of it all."""
 
 import asyncio
+import json
 import uuid
 from typing import Any
 
@@ -52,6 +53,34 @@ async def test_a_sale_is_paused_opened_raised_and_closed_over_http_in_the_operat
     statement = (await operator.operate("GET", f"sales/{sale}/statement"))[1]
     assert (statement["final"], statement["total"], statement["sold_units"]) == (True, SHARES + 5, 1)
     assert statement["captured"] == {"amount_minor": PRICE, "currency_code": "EUR"}
+
+
+async def test_a_sale_for_certain_users_is_scheduled_and_its_list_kept_over_http(mesh_stack: MeshStack) -> None:
+    operator, run = Operator(mesh_stack), uuid.uuid4().hex[:8]
+    member, other = f"{run}-member", f"{run}-other"
+    sale = await new_sale(mesh_stack, [member, other], opened=False, eligible_users_only=True)
+    times = {"open_time": "2099-01-01T00:00:00Z", "close_time": "2099-01-02T00:00:00Z"}
+    status, shown = await operator.operate("POST", f"sales/{sale}/schedule", json.dumps(times).encode())
+    assert (status, shown["state"], {name: shown[name] for name in times}) == (200, "SCHEDULED", times)
+    assert (await operator.buy(sale, member))[1]["reason"] == "SALE_NOT_OPEN"
+    backwards = b'{"open_time":"2099-01-02T00:00:00Z","close_time":"2099-01-01T00:00:00Z"}'
+    status, refusal = await operator.operate("POST", f"sales/{sale}/schedule", backwards)
+    assert (status, refusal["violations"][0]["field"]) == (400, "close_time")
+    # A time that has passed opens it at once.
+    times["open_time"] = "2020-01-01T00:00:00Z"
+    status, shown = await operator.operate("POST", f"sales/{sale}/schedule", json.dumps(times).encode())
+    assert (status, shown["state"], shown["state_actor"]) == (200, "OPEN", "schedule")
+    status, refusal = await operator.buy(sale, member)
+    assert (status, refusal["reason"]) == (403, "NOT_ELIGIBLE")
+    users = json.dumps({"user_ids": [member, f"{run}-another"]}).encode()
+    added = [await operator.operate("POST", f"sales/{sale}/eligible-users", users) for _ in range(2)]
+    assert added == [(200, {"added": 2, "eligible": 2}), (200, {"added": 0, "eligible": 2})]
+    status, bought = await operator.buy(sale, member)
+    assert status == 202
+    assert (await _final(operator, bought["purchase_id"], member))["state"] == "CONFIRMED"
+    assert (await operator.buy(sale, other))[1]["reason"] == "NOT_ELIGIBLE"
+    changes = (await operator.operate("GET", f"sales/{sale}/changes"))[1]["changes"]
+    assert ("olga", "SCHEDULED") in {(each["actor"], each["to_state"]) for each in changes}
 
 
 async def test_a_purchase_is_refunded_once_its_share_is_on_sale_again_and_its_receipt_tells_all_of_it(
