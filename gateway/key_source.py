@@ -2,33 +2,26 @@
 
 import asyncio
 import http.client
-import ipaddress
+import socket
 import ssl
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.verification_keys import VerificationKeys, read_key_set
 from mesh.logs import get_logger
+from mesh.loopback import is_loopback
 
 log = get_logger(__name__)
 
 #: Largest key set, bytes; longest wait for a part of it and for the whole, s.
 _BYTES_MAX = 64 * 1024
 _TIMEOUT_S, _WHOLE_S_MAX = 3.0, 6.0
+_HEADERS = {"accept": "application/jwk-set+json, application/json", "user-agent": "flashsale-gateway"}
 #: Least time between two tries, s, whatever makes them wanted: an attempt that failed, or tokens of unknown keys.
 PAUSE_S = 5.0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine and nothing else."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def why_not_url(url: str) -> str:
@@ -62,29 +55,41 @@ def read_url(url: str) -> bytes:
     Raises OSError or http.client.HTTPException when it does not answer 200 in time, and ValueError when the answer is
     too large. Blocks, for some seconds at most.
     """
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-    ):
-        opener.add_handler(handler)
-    ends_at = time.monotonic() + _WHOLE_S_MAX
-    request = urllib.request.Request(url, headers={"accept": "application/jwk-set+json, application/json"})  # noqa: S310 (checked by why_not_url)
-    try:
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
+    connection = (
+        http.client.HTTPSConnection(host, port or 443, timeout=_TIMEOUT_S, context=ssl.create_default_context())
+        if parts.scheme == "https"
+        else http.client.HTTPConnection(host, port or 80, timeout=_TIMEOUT_S)
+    )
+    with closing(connection):
+        connection.connect()
+        with _cut_off_after(_WHOLE_S_MAX, connection.sock):
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers=_HEADERS)
+            answer = connection.getresponse()
             if answer.status != http.client.OK:
                 raise OSError(f"HTTP {answer.status}")
-            text = b""
-            while len(text) <= _BYTES_MAX and (part := answer.read1(_BYTES_MAX + 1 - len(text))):
-                text += part
-                if time.monotonic() > ends_at:
-                    raise TimeoutError("the answer did not come in time")
-            return _bounded(text)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise OSError(f"HTTP {error.code}") from None
+            return _bounded(answer.read(_BYTES_MAX + 1))
+
+
+@contextmanager
+def _cut_off_after(seconds: float, line: socket.socket) -> Iterator[None]:
+    """Ends what is read from ``line`` meanwhile. Its timeout bounds each wait and not their number: an answer that
+    comes a byte at a time would otherwise hold up every later reading."""
+
+    def cut_off() -> None:
+        with suppress(OSError):
+            # That of the bare socket: TLS's own would forget that there is TLS, under the feet of who reads.
+            socket.socket.shutdown(line, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _bounded(text: bytes) -> bytes:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from gateway.cross_origin import origins_of
-from gateway.key_source import is_loopback, why_not_url
+from gateway.key_source import why_not_url
 from gateway.tokens import AUDIENCE, ISSUER
+from mesh.loopback import is_loopback
 from mesh.metrics import LISTEN_HELP
 from mesh.settings import SettingsError, setting
 
@@ -82,6 +83,8 @@ class Settings:
             )
         if self.jwks_url and (why_not := why_not_url(self.jwks_url)):
             raise SettingsError(f"GATEWAY_JWKS_URL: {why_not}")
+        if self.jwks_url and self.jwks_age_max_s < self.jwks_refresh_s:
+            raise SettingsError("GATEWAY_JWKS_AGE_MAX_S: below GATEWAY_JWKS_REFRESH_S: keys would grow too old unseen")
         if self.queue_min > self.queue_max:
             raise SettingsError(f"GATEWAY_QUEUE_MIN: {self.queue_min} is above GATEWAY_QUEUE_MAX ({self.queue_max})")
 

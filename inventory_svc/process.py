@@ -188,8 +188,9 @@ async def serve() -> None:
     settings = read_settings(Settings, PREFIX)
     configure_logs("inventory")
     stop = stop_signal()
-    async with exporting("inventory"), running(settings, read_transport()) as service:
-        await grants.warn_if_owner(settings.database_url)
+    transport = read_transport()
+    await grants.warn_if_owner(settings.database_url)
+    async with exporting("inventory"), running(settings, transport) as service:
         await until_stopped(stop, service.crashed)
 
 

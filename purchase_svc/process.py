@@ -141,8 +141,9 @@ async def serve() -> None:
     configure_logs("purchase")
     settings = read_settings(ServeSettings, PREFIX)
     stop = stop_signal()
-    async with exporting("purchase"), running_serve(settings, read_transport()) as running:
-        await grants.warn_if_owner(settings.database_url)
+    transport = read_transport()
+    await grants.warn_if_owner(settings.database_url)
+    async with exporting("purchase"), running_serve(settings, transport) as running:
         await until_stopped(stop, running.crashed)
 
 

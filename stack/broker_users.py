@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import secrets as random_source
 from pathlib import Path
 
 from stack.errors import NotReadyError
@@ -38,7 +37,7 @@ def definitions_file(folder: StackFolder) -> Path:
 
 
 def write_definitions(folder: StackFolder, secrets: Secrets) -> None:
-    """Write down the users and their permissions."""
+    """Write down the users and their permissions, unless that is how they are written down already."""
     definitions = {
         "vhosts": [{"name": VIRTUAL_HOST}],
         "users": [
@@ -56,7 +55,26 @@ def write_definitions(folder: StackFolder, secrets: Secrets) -> None:
             for user, (configure, write, read) in PERMISSIONS.items()
         ],
     }
-    own_file(definitions_file(folder), json.dumps(definitions, indent=1) + "\n", server_user("rabbitmq"))
+    path, text = definitions_file(folder), json.dumps(definitions, indent=1) + "\n"
+    if not path.exists() or path.read_text() != text:
+        own_file(path, text, server_user("rabbitmq"))
+
+
+def are_told(folder: StackFolder, started_s: float) -> bool:
+    """Whether a broker that runs since ``started_s`` (seconds since the epoch) knows what is written down: it has read
+    it at its start, or was told of it since."""
+    told = _told_file(folder)
+    known_since_s = max(started_s, told.stat().st_mtime if told.exists() else 0.0)
+    return definitions_file(folder).stat().st_mtime <= known_since_s
+
+
+def note_told(folder: StackFolder) -> None:
+    """Remember that the broker that runs has been told."""
+    _told_file(folder).touch()
+
+
+def _told_file(folder: StackFolder) -> Path:
+    return definitions_file(folder).with_suffix(".told")
 
 
 def are_admitted(ports: Ports, secrets: Secrets) -> bool:
@@ -70,6 +88,9 @@ def are_admitted(ports: Ports, secrets: Secrets) -> bool:
 
 
 def _salted_hash(password: str) -> str:
-    """As RabbitMQ keeps it: four bytes of salt, and the SHA-256 of salt and password (rabbitmq.com/docs/passwords)."""
-    salt = random_source.token_bytes(4)
+    """As RabbitMQ keeps it: four bytes of salt, and the SHA-256 of salt and password (rabbitmq.com/docs/passwords).
+
+    The password has 256 random bits and needs no salt, so it is one that is the same each time.
+    """
+    salt = hashlib.sha256(b"salt" + password.encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

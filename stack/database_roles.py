@@ -12,6 +12,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
+from stack.errors import StackError
 from stack.ports import Ports
 from stack.postgres_server import admin_url
 from stack.secret_store import Secrets
@@ -28,10 +29,18 @@ def owner_of(name: str) -> str:
 
 
 def create(ports: Ports, secrets: Secrets) -> None:
-    """Make the roles and databases, each open to its own roles only. Repeatable.
+    """Make the roles and databases, each open to its own roles only. Repeatable; who serves meanwhile notices nothing.
 
-    A database that its service's own role owns, as earlier versions made them, is given to its owner.
+    A database that its service's own role owns, as earlier versions made them, is given to its owner: until it has been
+    migrated, its service has no rights there. Raises StackError.
     """
+    try:
+        _create(ports, secrets)
+    except psycopg.Error as error:
+        raise StackError(f"the databases could not be prepared; make up may be repeated: {error}") from error
+
+
+def _create(ports: Ports, secrets: Secrets) -> None:
     passwords = {AUDITOR: secrets.auditor_database_password}
     for name in DATABASES:
         passwords[owner_of(name)] = getattr(secrets, f"{name}_owner_password")
@@ -44,13 +53,15 @@ def create(ports: Ports, secrets: Secrets) -> None:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 _run(connection, "CREATE DATABASE {} OWNER {}", name, owner_of(name))
             _run(connection, "ALTER DATABASE {} OWNER TO {}", name, owner_of(name))
-        for name in (*DATABASES, "postgres", "template1"):
-            _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
-        for name in DATABASES:
-            _run(connection, "REVOKE ALL ON DATABASE {} FROM {}", name, name)
-            _run(connection, "GRANT CONNECT ON DATABASE {} TO {}, {}", name, name, AUDITOR)
+        # At once: a service that connects in between would be turned away.
+        with connection.transaction():
+            for name in (*DATABASES, "postgres", "template1"):
+                _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
+            for name in DATABASES:
+                _run(connection, "REVOKE ALL ON DATABASE {} FROM {}", name, name)
+                _run(connection, "GRANT CONNECT ON DATABASE {} TO {}, {}", name, name, AUDITOR)
     for name in DATABASES:
-        with psycopg.connect(_url("postgres", secrets.postgres_password, name, ports), autocommit=True) as connection:
+        with psycopg.connect(_url("postgres", secrets.postgres_password, name, ports)) as connection:
             _prepare_schema(connection, name)
 
 
@@ -83,9 +94,9 @@ def _create_role(connection: psycopg.Connection[tuple[object, ...]], role: str, 
 
 
 def _prepare_schema(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
-    """Within a service's database: what its role owned is its owner's, and nobody else may make anything."""
+    """Within a service's database, at once: what its role owned is its owner's, and nobody else may make anything."""
     _run(connection, "REASSIGN OWNED BY {} TO {}", name, owner_of(name))
-    connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    _run(connection, "REVOKE ALL ON SCHEMA public FROM PUBLIC, {}, {}", name, AUDITOR)
     _run(connection, "GRANT USAGE, CREATE ON SCHEMA public TO {}", owner_of(name))
     _run(connection, "GRANT USAGE ON SCHEMA public TO {}, {}", name, AUDITOR)
     # PostgreSQL lets everybody call a new function otherwise.

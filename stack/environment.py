@@ -22,7 +22,8 @@ from stack.replicas import SERVICE_KINDS, Replicas, count_setting
 from stack.secret_store import Secrets
 
 _PASSED_ON = ("INVENTORY_", "BALANCE_", "PURCHASE_", "SETTLEMENT_", "GATEWAY_", "MESH_")
-_NOT_PASSED_ON = ("_PORT", "_DATABASE_PASSWORD", *map(count_setting, SERVICE_KINDS))
+# Of secrets.env no line is a setting: a service is told in its URLs what it needs.
+_NOT_PASSED_ON = ("_PORT", "_PASSWORD", *map(count_setting, SERVICE_KINDS))
 # What each kind of process is given: never another's database, and the gateway no server at all.
 _OWN_PREFIXES = {
     "inventory": ("INVENTORY_", "MESH_"),
@@ -31,6 +32,8 @@ _OWN_PREFIXES = {
     "settlement": ("PURCHASE_", "SETTLEMENT_", "MESH_"),
     "gateway": ("GATEWAY_", "MESH_"),
 }
+# With either the gateway checks tokens by public keys, and knows no secret of its own.
+_KEYS_OF_TOKENS = ("GATEWAY_JWKS_FILE", "GATEWAY_JWKS_URL")
 # What the services have, for commands and tests. A service told of it would be restarted by changes to others.
 _ADDRESSES = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL", "GATEWAY_URLS")
 # Whether the services speak mutual TLS: on, unless this says off (for comparison).
@@ -94,6 +97,9 @@ def build(
         "STACK_DIR": str(folder.path),
     }
     told = passed_on(settings)
+    if any(told.get(name) for name in _KEYS_OF_TOKENS):
+        # Whoever signs tokens is elsewhere: nobody here can make one.
+        del computed["GATEWAY_JWT_SECRET"]
     if "SETTLEMENT_RATE_PER_S" in settings:
         # Who waits in line is told when their turn may come: at the pace at which purchases are settled.
         computed["PURCHASE_WAITLIST_RATE_PER_S"] = settings["SETTLEMENT_RATE_PER_S"]

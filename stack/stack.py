@@ -295,11 +295,15 @@ class Stack:
         broker_users.write_definitions(self.folder, secrets)
 
     def _admit_services(self) -> None:
-        """Tell servers that were left running of users that their configuration has named since they were started."""
+        """Tell servers that were left running what their configuration has said of users since they were started."""
         secrets = self._known_secrets()
         redis_server.admit_services(self._ports, secrets)
-        if not broker_users.are_admitted(self._ports, secrets):
+        broker_started_s = time.time() - self._supervisor.info("rabbitmq").uptime_s
+        told = broker_users.are_told(self.folder, broker_started_s)
+        # Starting Erlang for a command takes seconds.
+        if not told or not broker_users.are_admitted(self._ports, secrets):
             self.control_broker("import_definitions", str(broker_users.definitions_file(self.folder)))
+            broker_users.note_told(self.folder)
 
     def _known_secrets(self) -> Secrets:
         if self._secrets is None:
