@@ -21,7 +21,6 @@ import purchase_svc
 from mesh.grants import apply_grants, warn_if_owner
 from mesh.migrations import migrate
 from mesh.postgres import Queries
-from stack import database_roles
 from tests.support.servers import Servers
 
 FOLDERS = {
@@ -313,23 +312,30 @@ async def test_who_serves_as_the_owner_is_warned(
         assert "serves as the owner of its tables" in capsys.readouterr().out
 
 
-def test_a_database_that_its_service_owned_is_given_to_its_owner(servers: Servers) -> None:
-    """As earlier versions made it: the service's role owned the database and every table in it."""
-    stack = servers.stack
-    admin = servers.postgres_admin_url
-    with connect(admin) as conn:
-        conn.execute("DROP DATABASE purchase")
-        conn.execute("CREATE DATABASE purchase OWNER purchase")
-    app = stack.environment["PURCHASE_DATABASE_URL"]
-    with connect(admin.rpartition("/")[0] + "/purchase") as conn:
-        conn.execute("GRANT ALL ON SCHEMA public TO purchase")
-        conn.execute("SET ROLE purchase")
-        conn.execute("CREATE TABLE old (x int)")
-    stack.prepare_databases()
-    with connect(app) as conn:
-        for statement in ("SELECT FROM old", "DROP TABLE old", "ALTER TABLE old ADD y int"):
+@pytest.mark.parametrize("name", list(FOLDERS))
+async def test_a_database_that_its_service_owned_is_given_to_its_owner(
+    databases: dict[str, Database], servers: Servers, name: str, tmp_path: Path
+) -> None:
+    """As earlier versions made it: the service's role owned the database and every table, and might make more."""
+    made, folder = databases[name], FOLDERS[name]
+    with connect(servers.postgres_admin_url) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        conn.execute(f"CREATE DATABASE {name} OWNER {name}".encode())
+    with connect(made.admin) as conn:
+        conn.execute(f"GRANT ALL ON SCHEMA public TO {name}".encode())
+    for path in sorted((folder / "migrations").glob("*.sql"))[:4]:
+        (tmp_path / path.name).write_text(path.read_text())
+    await migrate(made.app, tmp_path)
+
+    servers.stack.prepare_databases()
+    await migrate(made.owner, folder / "migrations")
+    await apply_grants(made.owner, folder / "grants.sql", app_role=name, auditor_role="auditor")
+    with connect(made.admin) as conn:
+        owners = conn.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert owners == [(f"{name}_owner",)]
+    with connect(made.app) as conn:
+        for query in made.queries.values():
+            explain(conn, query)
+        for statement in ("CREATE TABLE mine (x int)", *(f"DROP TABLE {table}" for table in tables(made))):
             with pytest.raises(Denied):
                 conn.execute(statement.encode())
-    with connect(stack.environment["OWNER_PURCHASE_DATABASE_URL"]) as conn:
-        conn.execute("DROP TABLE old")
-    assert database_roles.owner_of("purchase") == "purchase_owner"

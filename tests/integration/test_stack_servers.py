@@ -23,14 +23,6 @@ from tests.support.servers import Servers
 BACK_S_MAX = 3.0
 
 
-def test_each_service_database_is_closed_to_other_roles(servers: Servers) -> None:
-    mine, other = servers.new_database("mine"), servers.new_database("other")
-    with psycopg.connect(servers.admin_url_of(mine), autocommit=True) as admin:
-        admin.execute(f"REVOKE CONNECT ON DATABASE {mine.rpartition('/')[2]} FROM PUBLIC")
-    with pytest.raises(psycopg.OperationalError, match="permission denied"):
-        psycopg.connect(other.rpartition("/")[0] + "/" + mine.rpartition("/")[2])
-
-
 def test_postgres_is_durable_as_configured(servers: Servers) -> None:
     with psycopg.connect(servers.postgres_admin_url) as conn:
         rows = [conn.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]

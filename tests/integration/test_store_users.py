@@ -14,6 +14,7 @@ import pytest
 import redis
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused
+from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from redis.exceptions import NoPermissionError, ResponseError
 
 from mesh.errors import DomainError
@@ -33,6 +34,7 @@ from stack import broker_users, redis_server
 from tests.support.inventory_rig import OK, inventory_rig, item
 from tests.support.servers import Servers
 from tests.support.settlement_rig import empty_queues
+from tests.support.waiting import eventually
 
 LUA = Path(__file__).parents[2] / "inventory_svc" / "lua"
 Refused = ChannelAccessRefused
@@ -58,6 +60,17 @@ async def test_a_whole_sale_needs_no_more_than_the_inventory_s_user_may(servers:
         assert await rig.release([items[1].reservation_id]) == [OK]
         await rig.recalibrate(sale_id)
         assert await rig.stock(sale_id) == await rig.stock(sale_id, book=True) == (0, 2, 1)
+        late = item(sale_id, "too late")
+        late.join_waitlist = True
+        assert await rig.reserve([late]) == [OK]
+        await rig.inventory.CloseSale(pb.CloseSaleRequest(sale_id=sale_id), timeout=10)
+
+        async def nobody_waits() -> bool:
+            book = pb.GetStockRequest(sale_id=sale_id, source=pb.StockSource.STOCK_SOURCE_BOOK)
+            return not (await rig.inventory.GetStock(book, timeout=10)).stock.waiting
+
+        await eventually(nobody_waits)
+        assert (await rig.recalibrate(sale_id)).waiting == 0
 
 
 def test_the_rights_in_redis_are_those_that_the_scripts_and_the_service_need() -> None:

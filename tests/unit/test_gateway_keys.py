@@ -5,10 +5,13 @@ import base64
 import hmac
 import http.server
 import json
+import socket
+import socketserver
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
+from gateway import key_source
 from gateway.key_source import KeySource, read_file, read_url, why_not_url
 from gateway.local_tokens import issue
 from gateway.settings import Settings
@@ -26,6 +30,7 @@ from gateway.verification_keys import UnknownKeyError, VerificationKeys, read_ke
 from mesh.errors import DomainError
 from mesh.metrics import Metrics
 from mesh.settings import SettingsError
+from tests.support.certificates import Peers
 from tests.support.waiting import eventually
 
 NOW = time.time()
@@ -143,6 +148,12 @@ def test_a_set_of_one_key_need_not_name_it() -> None:
         {"alg": "RS512"},
         {"kty": "AKP"},
         {"n": "AQAB"},
+        # And what is no key at all, whatever its members are.
+        *({name: value} for name in ("kty", "n", "alg", "use", "key_ops") for value in (7, ["RSA"], {}, True)),
+        {"kid": 7},
+        {"kid": ["RSA"]},
+        {"key_ops": None},
+        {"e": ""},
     ],
     ids=str,
 )
@@ -248,19 +259,28 @@ class KeySite:
         self.answer = lambda: (status, headers, body)
 
 
+@contextmanager
+def served(server: socketserver.BaseServer) -> Iterator[int]:
+    """The port on which a server answers, in a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @pytest.fixture
 def site() -> Iterator[KeySite]:
     """It, on loopback."""
     made = KeySite()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _KeyHandler)
     server.site = made  # type: ignore[attr-defined]
-    made.url = f"http://127.0.0.1:{server.server_port}/keys"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(server) as port:
+        made.url = f"http://127.0.0.1:{port}/keys"
+        yield made
 
 
 @dataclass
@@ -427,6 +447,52 @@ async def test_a_site_that_says_nothing_holds_nobody_up(site: KeySite) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "drop"),
+    [(b"HTTP/1.1 200 OK\r\nx: ", b"y"), (b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", b" ")],
+)
+async def test_an_answer_that_never_ends_is_cut_off(head: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time; the whole never would, and the keys would be believed for ever."""
+    monkeypatch.setattr(key_source, "_WHOLE_S_MAX", 0.3)
+
+    class Drips(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.sendall(head)
+                while True:
+                    self.request.sendall(drop)
+                    time.sleep(0.01)
+
+    keys = VerificationKeys(read_key_set(key_set(ED)))
+    with served(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drips)) as port:
+        read = lambda: read_url(f"http://127.0.0.1:{port}/keys")  # noqa: E731
+        source = KeySource(keys, read, name="test", period_s=9.0, age_max_s=0.1, changed=lambda: None)
+        async with asyncio.timeout(5):
+            assert await source.refresh()
+    assert not len(keys)
+
+
+def test_keys_over_https_come_from_whom_the_url_names_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = Peers(tmp_path)
+    files = peers.certify("inventory")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _KeyHandler)
+    server.site = KeySite()  # type: ignore[attr-defined]
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    found = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *rest, **named: found("127.0.0.1", *rest, **named))
+    with served(server) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            read_url(f"https://inventory.flashsale:{port}/keys")
+        monkeypatch.setenv("SSL_CERT_FILE", str(files.authorities))
+        assert read_url(f"https://inventory.flashsale:{port}/keys?v=1") == key_set(ED)
+        with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
+            read_url(f"https://localhost:{port}/keys")
+
+
+@pytest.mark.parametrize(
     ("url", "why"),
     [
         ("https://id.example/keys", ""),
@@ -460,6 +526,7 @@ def test_keys_come_over_https_only(url: str, why: str) -> None:
         ({"jwt_secret": "s" * 40, "listen": "0.0.0.0:80"}, "loopback only"),
         ({"jwt_secret": "s" * 40, "listen": "[::]:80"}, "loopback only"),
         ({"jwt_secret": "s" * 40, "listen": "shop.example:80"}, "loopback only"),
+        ({"jwks_url": "https://id.example/k", "jwks_age_max_s": 60.0}, "too old"),
     ],
 )
 def test_one_way_to_check_tokens_is_set_and_a_shared_secret_stays_on_this_machine(

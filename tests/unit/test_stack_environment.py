@@ -39,6 +39,21 @@ def test_only_migration_is_told_how_to_be_the_owner(name: str) -> None:
     assert told[f"{name.upper()}_APP_ROLE"] == name
 
 
+def test_a_line_of_the_secrets_file_is_no_setting() -> None:
+    """Somebody who reads secrets.env into a shell and runs make up there gives nothing away."""
+    lines = {field.name.upper(): f"<{field.name}>" for field in fields(Secrets) if field.name.endswith("password")}
+    assert len(lines) > 10
+    assert environment.passed_on(lines) == {}
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_JWKS_FILE", "GATEWAY_JWKS_URL"])
+def test_a_gateway_that_checks_by_public_keys_has_no_secret(name: str) -> None:
+    folder, ports = StackFolder(Path("/nowhere")), Ports.from_environment({})
+    whole = environment.build(folder, ports, SECRETS, {name: "keys"}, Replicas())
+    told = environment.for_service("gateway", whole)
+    assert (told[name], found_in(told)) == ("keys", set())
+
+
 def test_what_is_printed_shows_no_secret() -> None:
     assert found_in(WHOLE) == {field.name for field in fields(Secrets)}
     shown = environment.masked(WHOLE)
