@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from gateway.local_tokens import issue
-from stack import environment
+from stack import database_roles, environment
 from stack.secret_store import load_or_create
 from stack.stack import Stack
 from tests.contract.test_gateway_real import Client, new_sale
@@ -133,27 +133,78 @@ def test_what_is_printed_is_blotted_out(stack: MeshStack) -> None:
 
 
 def test_a_password_is_changed_by_forgetting_it(stack: MeshStack) -> None:
-    """As docs/security.md tells: without its line in secrets.env the next start makes another, and tells the stores."""
+    """As docs/security-stores.md tells: without its line in secrets.env the next start makes another, and tells the stores."""
     changed = {"INVENTORY_REDIS_PASSWORD", "PURCHASE_AMQP_PASSWORD", "BALANCE_DATABASE_PASSWORD"}
     before = secrets_of(stack)
     kept = [f"{name}={value}\n" for name, value in before.items() if name not in changed]
     stack.stack.folder.secrets_file.write_text("".join(kept))
     old = stack.stack.environment
     again = Stack(stack.stack.folder, stack.stack._ports)
-    again.open()
-    again._admit_services()
-    again.prepare_databases()
-    again.start_services()
+    again.up()
     after = secrets_of(stack)
     assert {name for name, value in before.items() if after[name] != value} == changed
-    for name in again.service_names:
-        again.wait_ready(name)
     with redis.Redis.from_url(old["INVENTORY_REDIS_URL"]) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(old["BALANCE_DATABASE_URL"])
     with redis.Redis.from_url(again.environment["INVENTORY_REDIS_URL"]) as client:
         assert client.ping()
+
+
+#: The secrets that there were while each service's only role owned its database, and all shared a user of the others.
+EARLIER = {
+    "REDIS_PASSWORD",
+    "AMQP_PASSWORD",
+    "POSTGRES_PASSWORD",
+    *(f"{name.upper()}_DATABASE_PASSWORD" for name in database_roles.DATABASES),
+    "GATEWAY_JWT_SECRET",
+}
+
+
+def made_as_before(stack: Stack) -> None:
+    """Takes everything back that came with the services' own users, from servers that run."""
+    admin = stack.environment["POSTGRES_ADMIN_URL"]
+    for name in database_roles.DATABASES:
+        with psycopg.connect(admin.rpartition("/")[0] + "/" + name, autocommit=True) as conn:
+            owner = database_roles.owner_of(name)
+            conn.execute(f"REASSIGN OWNED BY {owner} TO {name}".encode())
+            conn.execute(f"DROP OWNED BY {owner}, {database_roles.AUDITOR}".encode())
+    with psycopg.connect(admin, autocommit=True) as conn:
+        for role in (*map(database_roles.owner_of, database_roles.DATABASES), database_roles.AUDITOR):
+            conn.execute(f"DROP ROLE {role}".encode())
+    with redis.Redis.from_url(stack.environment["REDIS_URL"]) as client:
+        client.execute_command("ACL DELUSER", "inventory")
+    for user in ("purchase", "settlement"):
+        stack.control_broker("delete_user", user)
+    lines = stack.folder.secrets_file.read_text().splitlines(keepends=True)
+    stack.folder.secrets_file.write_text("".join(line for line in lines if line.partition("=")[0] in EARLIER))
+
+
+@pytest.mark.slow
+async def test_an_installation_of_an_earlier_version_is_brought_up_to_date_while_it_runs(stack: MeshStack) -> None:
+    """It keeps its data and the secrets it had, and no service owns anything any more."""
+    running = Stack(stack.stack.folder, stack.stack._ports)
+    client, user = Client(stack), f"user-{uuid.uuid4().hex[:8]}"
+    _, bought = await client.buy(await new_sale(stack, [user]), user)
+    path = f"/v1/purchases/{bought['purchase_id']}?wait=20"
+    assert (await client.send("GET", path, user))[1]["state"] == "CONFIRMED"
+    await asyncio.to_thread(made_as_before, running)
+    before = secrets_of(stack)
+    assert set(before) == EARLIER
+    again = Stack(stack.stack.folder, stack.stack._ports)
+    await asyncio.to_thread(again.up)
+    after = secrets_of(stack)
+    assert len(after) > len(before)
+    assert {name: after[name] for name in before} == before
+    assert (await client.send("GET", path, user))[1]["state"] == "CONFIRMED"
+    other = f"{user}-other"
+    _, bought = await client.buy(await new_sale(stack, [other]), other)
+    path = f"/v1/purchases/{bought['purchase_id']}?wait=20"
+    assert (await client.send("GET", path, other))[1]["state"] == "CONFIRMED"
+    for name in database_roles.DATABASES:
+        with psycopg.connect(again.environment[f"{name.upper()}_DATABASE_URL"]) as conn:
+            row = conn.execute("SELECT count(*) FROM pg_class WHERE relowner = current_user::regrole").fetchone()
+        assert row == (0,)
 
 
 def test_every_installation_makes_secrets_of_its_own(tmp_path: Path) -> None:

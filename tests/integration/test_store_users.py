@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +33,8 @@ from purchase_svc.settlement_queue import (
     retry_name,
 )
 from stack import broker_users, redis_server
+from stack.folder import StackFolder
+from stack.secret_store import load_or_create
 from tests.support.inventory_rig import OK, inventory_rig, item
 from tests.support.servers import Servers
 from tests.support.settlement_rig import empty_queues
@@ -278,13 +282,17 @@ async def test_rabbitmq_knows_nobody_without_the_right_password(broker: Servers)
             await aio_pika.connect(f"amqp://{credentials}@{address}", timeout=5)
 
 
-@pytest.mark.slow
-async def test_a_broker_that_was_left_running_is_told_of_its_users(broker: Servers) -> None:
-    stack = broker.stack
-    stack.control_broker("delete_user", "purchase")
-    with redis.Redis.from_url(broker.redis_url) as client:
-        client.execute_command("ACL DELUSER", "inventory")
-    stack._admit_services()
-    assert broker_users.are_admitted(stack._ports, stack._known_secrets())
-    with redis.Redis.from_url(broker.inventory_redis_url) as client:
-        assert client.ping()
+def test_a_broker_that_was_left_running_is_told_what_has_changed_and_only_then(tmp_path: Path) -> None:
+    folder, secrets = StackFolder(tmp_path), load_or_create(tmp_path / "secrets.env")
+    folder.rabbitmq.mkdir()
+    broker_users.write_definitions(folder, secrets)
+    written_s = broker_users.definitions_file(folder).stat().st_mtime
+    # Started afterwards it has read them; before, it has not.
+    assert broker_users.are_told(folder, written_s + 1)
+    assert not broker_users.are_told(folder, written_s - 1)
+    broker_users.note_told(folder)
+    broker_users.write_definitions(folder, secrets)
+    assert broker_users.are_told(folder, written_s - 1)
+    time.sleep(0.02)  # A file's time is no finer than the kernel's ticks.
+    broker_users.write_definitions(folder, replace(secrets, purchase_amqp_password="f" * 64))
+    assert not broker_users.are_told(folder, written_s - 1)
