@@ -133,7 +133,7 @@ def test_what_is_printed_is_blotted_out(stack: MeshStack) -> None:
 
 
 def test_a_password_is_changed_by_forgetting_it(stack: MeshStack) -> None:
-    """As docs/security-stores.md tells: without its line in secrets.env the next start makes another, and tells the stores."""
+    """As docs/security-stores.md tells: without its line in secrets.env the next start makes another."""
     changed = {"INVENTORY_REDIS_PASSWORD", "PURCHASE_AMQP_PASSWORD", "BALANCE_DATABASE_PASSWORD"}
     before = secrets_of(stack)
     kept = [f"{name}={value}\n" for name, value in before.items() if name not in changed]
