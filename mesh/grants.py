@@ -12,6 +12,7 @@ from psycopg import sql
 
 from mesh.logs import get_logger
 from mesh.migrations import MIGRATION_LOCK_KEY
+from mesh.settings import SettingsError
 
 log = get_logger(__name__)
 
@@ -23,10 +24,13 @@ async def apply_grants(url: str, path: Path, *, app_role: str, auditor_role: str
     one, the right to read every table.
 
     What either had before is taken back in the same transaction, so a right that is struck out of the file is lost, and
-    calls under way notice nothing. ``url`` is the owner's. Raises psycopg.Error.
+    calls under way notice nothing. ``url`` is the owner's. Raises psycopg.Error, and SettingsError when ``app_role`` is
+    the owner itself, whom no grant holds back.
     """
     text = _text(path)
     async with await psycopg.AsyncConnection.connect(url, connect_timeout=5) as conn:
+        if app_role == conn.info.user:
+            raise SettingsError(f"{app_role} owns the tables: serve as another role than the one that migrates")
         await conn.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK_KEY,))
         for everything in _ALL:
             await conn.execute(sql.SQL(f"REVOKE ALL ON ALL {everything} IN SCHEMA public FROM PUBLIC"))

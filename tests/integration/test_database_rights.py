@@ -21,6 +21,7 @@ import purchase_svc
 from mesh.grants import apply_grants, warn_if_owner
 from mesh.migrations import migrate
 from mesh.postgres import Queries
+from mesh.settings import SettingsError
 from tests.support.servers import Servers
 
 FOLDERS = {
@@ -300,6 +301,12 @@ async def test_a_right_that_is_struck_out_is_lost(databases: dict[str, Database]
             assert rights(conn, "balance") == [("TABLE", "SELECT", "accounts")]
     finally:
         await apply_grants(made.owner, FOLDERS["balance"] / "grants.sql", app_role="balance", auditor_role="auditor")
+
+
+async def test_the_owner_keeps_its_own_rights(databases: dict[str, Database]) -> None:
+    made = databases["balance"]
+    with pytest.raises(SettingsError, match="balance_owner owns the tables"):
+        await apply_grants(made.owner, FOLDERS["balance"] / "grants.sql", app_role="balance_owner")
 
 
 async def test_who_serves_as_the_owner_is_warned(
