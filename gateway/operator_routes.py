@@ -13,6 +13,9 @@ from gateway.parts import Parts
 from gateway.problems import Answer, HttpError, encoded_answer, json_answer
 from gateway.requests import allow, authorization_of, json_of, page_size, page_token, uuid_of
 from mesh.errors import invalid_argument
+from mesh.logs import get_logger, named
+
+log = get_logger(__name__)
 
 #: A time that says of what zone it is.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -60,7 +63,8 @@ def _timestamp(field: str, moment: datetime | None) -> Timestamp | None:
 
 
 class OperatorRoutes:
-    """Routes under /v1/operator. Whoever asks is known, and named in the record of what was done, by the token."""
+    """Routes under /v1/operator. Whoever asks is known, and named in the record of what was done, by the token: in the
+    sale's changes, or in the log where there is no other record."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -130,12 +134,14 @@ class OperatorRoutes:
         return json_answer(200, await self._operating.scheduled(sale_id, *times, actor))
 
     async def _eligible_users(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> Answer:
-        self._operator(scope)
+        actor = self._operator(scope)
         sale_id = uuid_of("sale_id", sale_text)
         user_ids = (await json_of(scope, protocol, _ELIGIBLE, ELIGIBLE_BYTES_MAX)).user_ids
         if not 1 <= len(user_ids) <= ELIGIBLE_MAX:
             raise invalid_argument(("user_ids", f"must be 1 to {ELIGIBLE_MAX} users"))
-        return json_answer(200, await self._operating.made_eligible(sale_id, user_ids))
+        done = await self._operating.made_eligible(sale_id, user_ids)
+        log.info("users made eligible", actor=actor, sale_id=sale_id, **done)
+        return json_answer(200, done)
 
     async def _statement(self, scope: Scope, sale_text: str) -> Answer:
         self._operator(scope)
@@ -152,18 +158,22 @@ class OperatorRoutes:
         return json_answer(200, await self._operating.dead_letters(page_size(scope, REPLAY_MAX)))
 
     async def _replay_dead_letters(self, scope: Scope, protocol: HTTPProtocol) -> Answer:
-        self._operator(scope)
+        actor = self._operator(scope)
         most = whole("most", (await json_of(scope, protocol, _REPLAY)).most, 1, REPLAY_MAX)
-        return json_answer(200, await self._operating.replayed_dead_letters(most))
+        done = await self._operating.replayed_dead_letters(most)
+        log.info("dead letters replayed", actor=actor, purchases=done["purchases"], letters_left=done["letters_left"])
+        return json_answer(200, done)
 
     async def _parked(self, scope: Scope) -> Answer:
         self._operator(scope)
         return json_answer(200, await self._operating.parked(page_size(scope, PAGE_MAX), page_token(scope)))
 
     async def _replay_parked(self, scope: Scope, protocol: HTTPProtocol) -> Answer:
-        self._operator(scope)
+        actor = self._operator(scope)
         texts = (await json_of(scope, protocol, _PARKED)).purchase_ids
         if not 1 <= len(texts) <= PARKED_MAX:
             raise invalid_argument(("purchase_ids", f"must be 1 to {PARKED_MAX} ids"))
         ids = [uuid_of(f"purchase_ids[{place}]", text) for place, text in enumerate(texts)]
-        return json_answer(200, await self._operating.replayed_parked(ids))
+        done = await self._operating.replayed_parked(ids)
+        log.info("parked purchases replayed", actor=actor, purchase_ids=named(ids), purchases=len(ids))
+        return json_answer(200, done)

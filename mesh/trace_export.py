@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from mesh import tracing
 from mesh.logs import get_logger
@@ -26,8 +27,16 @@ class TraceSettings:
     otlp_endpoint: str = setting("http(s)://host:port of an OTLP collector", default="http://127.0.0.1:4318")
 
     def __post_init__(self) -> None:
-        if not self.otlp_endpoint.startswith(("http://", "https://")):
-            raise SettingsError(f"{PREFIX}OTLP_ENDPOINT: {self.otlp_endpoint!r} is not http(s)://host:port")
+        try:
+            parts = urlsplit(self.otlp_endpoint)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
+            raise SettingsError(f"{PREFIX}OTLP_ENDPOINT: it is not http(s)://host:port")
+        if "@" in parts.netloc:
+            # The address is logged. What a collector asks for travels in headers: OTEL_EXPORTER_OTLP_HEADERS.
+            raise SettingsError(f"{PREFIX}OTLP_ENDPOINT: it must not hold a password")
 
 
 async def _end(shut_down: Callable[[], None]) -> None:

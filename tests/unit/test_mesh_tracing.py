@@ -286,5 +286,7 @@ def test_a_collector_that_does_not_answer_keeps_no_process_from_ending() -> None
 def test_a_wrong_setting_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="MESH_TRACE_RATIO"):
         read_settings(TraceSettings, "MESH_TRACE_", {"MESH_TRACE_RATIO": "1.5"})
-    with pytest.raises(SettingsError, match="MESH_TRACE_OTLP_ENDPOINT"):
-        read_settings(TraceSettings, "MESH_TRACE_", {"MESH_TRACE_OTLP_ENDPOINT": "collector:4318"})
+    for wrong in ("collector:4318", "http://", "https://:4318", "http://collector:x", "http://[::1", "https://me:pw@c"):
+        with pytest.raises(SettingsError, match="MESH_TRACE_OTLP_ENDPOINT") as told:
+            read_settings(TraceSettings, "MESH_TRACE_", {"MESH_TRACE_OTLP_ENDPOINT": wrong})
+        assert "pw" not in str(told.value)
