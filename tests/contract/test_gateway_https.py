@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.contract.gateway_harness import SECRET
 from tests.support.certificates import Peers
 
 
-def settings(listen: str, **given: str) -> Settings:
+def settings(listen: str, **given: Any) -> Settings:
     return Settings("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1", listen, SECRET, **given)
 
 
@@ -41,10 +42,11 @@ async def test_with_a_certificate_it_speaks_https_and_nothing_else(tmp_path: Pat
 
 
 async def test_beyond_loopback_it_needs_a_certificate_or_to_be_told() -> None:
+    told = settings("0.0.0.0:0", shared_secret_anywhere=True)
     with pytest.raises(SettingsError, match=r"GATEWAY_LISTEN: 0\.0\.0\.0:0 is not on loopback.*MESH_ALLOW_PLAINTEXT"):
-        async with running(settings("0.0.0.0:0")):
+        async with running(told):
             pass
-    async with running(settings("0.0.0.0:0"), Transport(allow_plaintext=True)) as gateway:
+    async with running(told, Transport(allow_plaintext=True)) as gateway:
         assert gateway.port
 
 
