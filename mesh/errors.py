@@ -13,6 +13,7 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -183,15 +184,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DomainError:
     DEADLINE_EXCEEDED, OVERLOADED or INTERNAL; its text is not passed on. A refusal of this process itself (its
     certificate has expired, or may not do this) is UNAVAILABLE: a buyer must not be told that their own token is bad.
     """
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
     found = False
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(info):
-            found = info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys()  # noqa: SIM118 (an enum wrapper, not a dict)
-        else:
-            _ = detail.Unpack(bad_request) or detail.Unpack(retry)
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+        for detail in status.details if status is not None else ():
+            if detail.Unpack(info):
+                found = info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys()  # noqa: SIM118 (an enum wrapper, not a dict)
+            else:
+                _ = detail.Unpack(bad_request) or detail.Unpack(retry)
+    except (DecodeError, ValueError):
+        # Details that cannot be read, or that contradict the call's own code: as if there were none.
+        found = False
     if not found or info.reason in _OF_PEERS:
         reason = _REASON_OF_CODE.get(error.code(), _R.ERROR_REASON_INTERNAL)
         return DomainError(reason)

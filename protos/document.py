@@ -4,6 +4,7 @@ Own code because protoc-gen-doc is a Go program that is on no package index, and
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ _PRIVATE = ("flashsale.settlement.v1",)
 
 #: Numbers of the fields of FileDescriptorProto, DescriptorProto and so on, of which a location's path is made.
 _MESSAGE, _ENUM, _SERVICE, _FIELD, _VALUE, _METHOD = 4, 5, 6, 2, 2, 2
+
+_TAG = re.compile(r"<(?=[a-z/])", re.IGNORECASE)
 
 _HEAD = """# API
 
@@ -48,10 +51,12 @@ class _Comments:
 
     def lines(self, *path: int) -> list[str]:
         """The comment as its author broke it into lines; an empty one between paragraphs."""
-        return [line.strip() for line in self._texts.get(path, "").strip().splitlines()]
+        text = self._texts.get(path, "").strip()
+        # Markdown takes <id> for HTML, and shows nothing.
+        return [_TAG.sub(r"\<", line.strip()) for line in text.splitlines()]
 
     def cell(self, *path: int) -> str:
-        """The same for a cell of a table."""
+        """The same in one line, for a cell of a table too."""
         return " ".join(self.lines(*path)).replace("|", "\\|")
 
 
@@ -97,15 +102,13 @@ def _service(file: pb.FileDescriptorProto, comments: _Comments) -> Iterator[str]
         yield from (f"## {service.name}", "", f"`{file.package}.{service.name}`", "")
         yield from (*comments.lines(_SERVICE, number), "")
         for place, method in enumerate(service.method):
-            stream = "stream " if method.server_streaming else ""
+            stream = "stream of " if method.server_streaming else ""
             yield from (f"### {method.name}", "")
             yield from (*comments.lines(_SERVICE, number, _METHOD, place), "")
-            yield f"Asked: `{_short(method.input_type)}`. [Example]({EXAMPLES}#{method.name.lower()})."
-            yield ""
-            for type_name, lead in ((method.input_type, ""), (method.output_type, f"Answered: {stream}")):
+            yield from (f"[Example]({EXAMPLES}#{method.name.lower()})", "")
+            for lead, type_name in (("Asked: ", method.input_type), (f"Answered: {stream}", method.output_type)):
                 at = messages[type_name]
-                if lead:
-                    yield from (f"{lead}`{_short(type_name)}`.", "")
+                yield from (f"{lead}`{_short(type_name)}`. {comments.cell(_MESSAGE, at)}", "")
                 yield from _fields(file, comments, at)
 
 

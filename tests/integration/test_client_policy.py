@@ -196,6 +196,15 @@ async def test_only_the_items_that_were_told_to_come_again_do() -> None:
         assert servicer.calls[1] - servicer.calls[0] >= 0.2
 
 
+async def test_a_batch_that_is_refused_as_a_whole_comes_again_no_more_often_than_a_call() -> None:
+    async with scripted() as (servicer, target):
+        servicer.always = DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=20)
+        async with AsyncClient(purchase=target, policy=Policy(repetitions_max=2)) as client:
+            answers = await client.buy_many([Wish("s", "u0"), Wish("s", "u1")])
+        assert [type(answer.error) for answer in answers] == [reasons.Overloaded] * 2
+        assert len(servicer.calls) == 3
+
+
 async def test_a_watch_that_breaks_off_goes_on_and_tells_no_state_twice() -> None:
     async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
         broken = DomainError(R.ERROR_REASON_UNAVAILABLE)
@@ -231,6 +240,10 @@ async def test_without_asyncio_the_policy_is_the_same() -> None:
                     "u0",
                     "u1",
                 ]
+                request = pb.GetPurchaseRequest(purchase_id="p")
+                client.purchases.GetPurchase.with_call(request)
+                client.purchases.GetPurchase.future(request).result()
+                assert None not in servicer.left_s
                 servicer.always = DomainError(R.ERROR_REASON_SOLD_OUT)
                 with pytest.raises(reasons.SoldOut):
                     client.buy("s", "u")

@@ -11,13 +11,15 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale_client import Answer, AsyncClient, Client, FlashsaleError, Policy, Refused, Tls, TryAgain, Wish, reasons
 from flashsale_client.connection import options_of, target_of
-from flashsale_client.errors import error_of_item
+from flashsale_client.errors import error_of_call, error_of_item
 from flashsale_client.following import Following
 from flashsale_client.gathering import Gatherer
 from flashsale_client.repeating import pause_of_call_s, pause_of_item_s
 from flashsale_client.wishes import Rounds
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import status_pb2
 
-from mesh.errors import _MAPPINGS, suggested_retry_ms
+from mesh.errors import _MAPPINGS, from_rpc_error, suggested_retry_ms
 
 OK = pb.CreatePurchaseOutcome(purchase_id="p", state=pb.PURCHASE_STATE_RESERVED)
 OVERLOADED = ErrorReason.ERROR_REASON_OVERLOADED
@@ -117,38 +119,38 @@ def test_only_what_is_told_to_come_again_does_and_not_for_ever() -> None:
     assert pause_of_call_s(reasons.SoldOut(), 0, 5.0, policy) is None
     assert pause_of_item_s(reasons.Unavailable(retry_after_s=0.3), 0, 5.0, policy) == 0.3
     assert pause_of_item_s(reasons.SoldOut(), 0, 5.0, policy) is None
+    assert pause_of_item_s(reasons.Overloaded(), 0, 5.0, policy) is None
 
 
 def wishes(count: int) -> list[Wish]:
     return [Wish("sale", f"u{number}") for number in range(count)]
 
 
-def test_each_wish_gets_its_own_answer_and_only_the_undecided_are_sent_again() -> None:
-    rounds = Rounds(wishes(5), Policy(batch_max=2, repetitions_max=1))
+def test_each_wish_gets_its_own_answer_and_only_those_told_to_are_sent_again() -> None:
+    rounds = Rounds(wishes(6), Policy(batch_max=2, repetitions_max=1))
     batches = rounds.batches()
-    assert batches == [[0, 1], [2, 3], [4]]
+    assert batches == [[0, 1], [2, 3], [4, 5]]
     busy = pb.CreatePurchaseOutcome(reason=OVERLOADED, retry_after_ms=200)
     rounds.answered([0, 1], [OK, busy])
-    rounds.answered([2, 3], [pb.CreatePurchaseOutcome(reason=SOLD_OUT), OK])
-    rounds.failed([4], reasons.Unavailable())
+    rounds.answered([2, 3], [pb.CreatePurchaseOutcome(reason=SOLD_OUT), busy])
+    # What a call has come to, it has come to after all the repetitions it may have.
+    rounds.failed([4, 5], reasons.Overloaded(retry_after_s=0.1))
     assert rounds.end_round(left_s=5.0) == 0.2
-    assert rounds.batches() == [[1, 4]]
-    assert [wish.user_id for wish in rounds.wishes_of([1, 4])] == ["u1", "u4"]
-    rounds.answered([1, 4], [OK, busy])
+    assert rounds.batches() == [[1, 3]]
+    assert [wish.user_id for wish in rounds.wishes_of([1, 3])] == ["u1", "u3"]
+    rounds.answered([1, 3], [OK, busy])
     # Once was all.
     assert rounds.end_round(left_s=5.0) == 0.0
     assert rounds.batches() == []
     answers = rounds.answers()
-    assert [answer.wish.user_id for answer in answers] == [f"u{number}" for number in range(5)]
-    assert [type(answer.error).__name__ for answer in answers] == [
-        "NoneType",
-        "NoneType",
-        "SoldOut",
-        "NoneType",
-        "Overloaded",
+    assert [answer.wish.user_id for answer in answers] == [f"u{number}" for number in range(6)]
+    assert [answer.error.reason if answer.error else "" for answer in answers] == [
+        *("", "", "SOLD_OUT"),
+        *("OVERLOADED", "OVERLOADED", "OVERLOADED"),
     ]
-    assert answers[4].error is not None
-    assert answers[4].error.request_id == answers[4].wish.request_id
+    for answer in answers[3:]:
+        assert answer.error is not None
+        assert answer.error.request_id == answer.wish.request_id
 
 
 def test_nothing_is_sent_again_when_the_time_is_up() -> None:
@@ -209,6 +211,39 @@ async def test_a_gatherer_refuses_what_it_has_no_room_for_and_tells_all_when_a_b
                 await task
 
 
+async def test_a_wish_that_waits_too_long_in_a_gatherer_is_never_sent() -> None:
+    sent: list[Wish] = []
+    go_on = asyncio.Event()
+
+    async def buy_many(batch: Sequence[Wish]) -> list[Answer]:
+        sent.extend(batch)
+        await go_on.wait()
+        return [Answer(wish, "p") for wish in batch]
+
+    first, second = Wish("sale", "a"), Wish("sale", "b")
+    async with Gatherer(buy_many, Policy(batch_max=1, batches_at_once=1, buy_timeout_s=0.05)) as gatherer:
+        answers = await asyncio.gather(gatherer.buy(first), gatherer.buy(second), return_exceptions=True)
+        go_on.set()
+    assert [type(answer) for answer in answers] == [reasons.DeadlineExceeded] * 2
+    assert [getattr(answer, "request_id", "") for answer in answers] == [first.request_id, second.request_id]
+    assert sent == [first]
+
+
+UNREADABLE = AnyMessage(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff", status_pb2.Status(code=14, details=[UNREADABLE]).SerializeToString()])
+def test_details_that_are_not_ours_leave_the_code_to_tell_why(garbage: bytes) -> None:
+    failure = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(("grpc-status-details-bin", garbage)),
+        "away",
+    )
+    assert type(error_of_call(failure)) is reasons.Unavailable
+    assert from_rpc_error(failure).reason == ErrorReason.ERROR_REASON_UNAVAILABLE
+
+
 def state(value: "pb.PurchaseState.ValueType") -> pb.Purchase:
     return pb.Purchase(state=value)
 
@@ -231,3 +266,17 @@ def test_a_stream_is_not_taken_up_again_for_what_is_final_or_when_time_is_up() -
     told = Following().pause_s(reasons.Overloaded(retry_after_s=1.5), left_s=10.0)
     assert told is not None
     assert told >= 1.5
+    assert Following().pause_s(reasons.Overloaded(), left_s=10.0) is None
+
+
+def test_streams_that_only_repeat_what_is_known_are_begun_anew_more_and_more_seldom() -> None:
+    following = Following()
+    pauses = []
+    for _ in range(200):
+        following.is_news(state(pb.PURCHASE_STATE_RESERVED))
+        pause_s = following.pause_s(reasons.Unavailable(), left_s=10.0)
+        assert pause_s is not None
+        pauses.append(pause_s)
+    assert max(pauses[:2]) <= 0.2
+    # Up to two seconds each, at random.
+    assert sum(pauses) > 100

@@ -73,6 +73,10 @@ def test_every_element_of_the_contract_is_in_the_document_with_its_comment() -> 
                 assert f"| `{value.name}` | {value.number} | " in text
     # No cell is without its words: buf's lint asks for a comment on everything.
     assert "|  |\n" not in text
+    assert "`. \n" not in text
+    # What is said of a message as a whole, be it a request, an answer or a part of one.
+    for said in ("Requests that were refused at once", "The entries of a transfer sum to zero."):
+        assert said in text
     assert "flashsale.settlement" not in text
 
 

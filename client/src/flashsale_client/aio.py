@@ -118,7 +118,7 @@ class AsyncClient:
     ) -> Response:
         """Calls a unary method by the policy: within ``timeout_s`` seconds, again where it was told to come again.
 
-        >>> answer = await client.call(client.purchases.SummarizeSale, pb.SummarizeSaleRequest(sale_id=sale_id))
+        >>> answer = await client.call(client.inventory.ListSales, inventory_pb.ListSalesRequest(page_size=10))
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.policy.timeout_s if timeout_s is None else timeout_s)
@@ -159,8 +159,8 @@ class AsyncClient:
             raise
 
     async def buy_many(self, wishes: Iterable[Wish], *, timeout_s: float | None = None) -> list[Answer]:
-        """Buys for many users in batches; one answer for each wish, in their order. What was told to come again, or was
-        not decided, is sent again while there is time. Raises nothing that a single wish has come to."""
+        """Buys for many users in batches; one answer for each wish, in their order. What was told to come again is sent
+        again while there is time. Raises nothing that a wish or a batch has come to: that is the answer's ``error``."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.policy.buy_timeout_s if timeout_s is None else timeout_s)
         rounds, at_once = Rounds(list(wishes), self.policy), asyncio.Semaphore(self.policy.batches_at_once)
@@ -262,6 +262,7 @@ class AsyncClient:
         return (await self.call(self.inventory.GetStock, request)).stock
 
     async def balance(self, user_id: str, currency_code: str) -> balance_pb.Account:
-        """A user's money in one currency. Raises AccountNotFound."""
+        """A user's money in one currency. Not for clients: only whoever has an operator's or a treasury's certificate
+        may. Raises AccountNotFound, PermissionDenied."""
         request = balance_pb.GetBalanceRequest(user_id=user_id, currency_code=currency_code)
         return (await self.call(self.balances.GetBalance, request)).account

@@ -17,9 +17,13 @@ class _Bounded:
     def __call__(self, request: Any, timeout: float | None = None, **settings: Any) -> Any:
         return self._call(request, timeout=self._timeout_s if timeout is None else timeout, **settings)
 
-    def __getattr__(self, name: str) -> Any:
-        # with_call and future, of a method without asyncio.
-        return getattr(self._call, name)
+    def with_call(self, request: Any, timeout: float | None = None, **settings: Any) -> Any:
+        """As grpc.UnaryUnaryMultiCallable, of a channel without asyncio."""
+        return self._call.with_call(request, timeout=self._timeout_s if timeout is None else timeout, **settings)
+
+    def future(self, request: Any, timeout: float | None = None, **settings: Any) -> Any:
+        """As grpc.UnaryUnaryMultiCallable, of a channel without asyncio."""
+        return self._call.future(request, timeout=self._timeout_s if timeout is None else timeout, **settings)
 
 
 class WithDeadlines:

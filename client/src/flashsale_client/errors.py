@@ -4,10 +4,11 @@ Sources: google.rpc error model (AIP-193); the reasons are those of flashsale/co
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 _DOMAIN = "flashsale"
@@ -103,34 +104,36 @@ def error_of_call(error: grpc.RpcError) -> FlashsaleError:
     # Both kinds of client raise errors that are calls too, which the type stubs do not say.
     call: Any = error
     code: grpc.StatusCode = call.code()
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    reason, retry_after_s = "", None
-    for detail in _details(call):
-        if detail.Unpack(info):
-            reason = info.reason if info.domain == _DOMAIN else reason
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-        else:
-            detail.Unpack(bad_request)
+    details = _details(call)
+    info, retry = details.info, details.retry
+    reason = info.reason if info.domain == _DOMAIN else ""
     reason = reason or _REASON_OF_CODE.get(code, code.name)
     return _class_of(reason)(
         call.details() or "",
         reason=reason,
         code=code,
         metadata=info.metadata,
-        violations=[(each.field, each.description) for each in bad_request.field_violations],
-        retry_after_s=retry_after_s,
+        violations=[(each.field, each.description) for each in details.bad_request.field_violations],
+        retry_after_s=None if retry is None else max(0, retry.retry_delay.ToMilliseconds()) / 1000,
     )
 
 
-def _details(call: Any) -> Sequence[Any]:
-    for key, value in call.trailing_metadata() or ():
-        if key == _DETAILS:
-            status = status_pb2.Status()
-            try:
-                status.MergeFromString(value)
-            except ValueError:  # DecodeError: not from one of our services
-                return ()
-            return list(status.details)
-    return ()
+class _Details(NamedTuple):
+    info: error_details_pb2.ErrorInfo
+    bad_request: error_details_pb2.BadRequest
+    retry: error_details_pb2.RetryInfo | None
+
+
+def _details(call: Any) -> _Details:
+    """What is in the trailers of a failed call; empty where somebody in between has put what is none of ours."""
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry, told = error_details_pb2.RetryInfo(), False
+    try:
+        for key, value in call.trailing_metadata() or ():
+            if key == _DETAILS:
+                for detail in status_pb2.Status.FromString(value).details:
+                    told = detail.Unpack(retry) or told
+                    _ = detail.Unpack(info) or detail.Unpack(bad_request)
+    except DecodeError:
+        return _Details(error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None)
+    return _Details(info, bad_request, retry if told else None)

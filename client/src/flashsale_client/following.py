@@ -4,7 +4,8 @@ import random
 
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
-from flashsale_client.errors import FlashsaleError, TryAgain
+from flashsale_client.errors import FlashsaleError
+from flashsale_client.repeating import BUSY, may_come_again
 
 #: States from which nothing follows by itself. (A CONFIRMED purchase can still be refunded, if somebody asks.)
 FINAL = frozenset(
@@ -35,8 +36,10 @@ class Following:
 
     def is_news(self, purchase: pb.Purchase) -> bool:
         """Takes in a message; whether it says something new."""
-        self._failures = 0
         news = purchase.state != self._seen
+        if news:
+            # Only then: streams that break off after what is known already are begun anew more and more seldom.
+            self._failures = 0
         self._seen = purchase.state
         return news
 
@@ -48,11 +51,12 @@ class Following:
     def pause_s(self, error: FlashsaleError | None, left_s: float) -> float | None:
         """How long to wait before the stream is begun anew that ended with ``error`` (None: by itself); None when it is
         not, because the error is final or the time is up."""
-        if error is not None and not isinstance(error, TryAgain):
+        if error is not None and not may_come_again(error):
             return None
         self._failures += 1
         backoff_s = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2 ** min(self._failures, 10))
         pause_s = random.uniform(_PAUSE_MIN_S, backoff_s)  # noqa: S311 (no secret)
-        if error is not None and error.reason == "OVERLOADED":
+        if error is not None and error.reason in BUSY:
+            # Of all replicas; what is UNAVAILABLE on one may be had from another at once.
             pause_s = max(pause_s, error.retry_after_s or 0.0)
         return pause_s if pause_s < left_s else None

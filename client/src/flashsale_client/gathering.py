@@ -7,7 +7,7 @@ from typing import Self
 
 from flashsale_client.errors import FlashsaleError
 from flashsale_client.policy import Policy
-from flashsale_client.reasons import Overloaded, Unavailable
+from flashsale_client.reasons import DeadlineExceeded, Overloaded, Unavailable
 from flashsale_client.wishes import Answer, Wish
 
 BuyMany = Callable[[Sequence[Wish]], Awaitable[list[Answer]]]
@@ -44,11 +44,12 @@ class Gatherer:
 
     async def buy(self, wish: Wish) -> Answer:
         """Buys it together with others; its own answer, which is a purchase. Raises what the wish has come to
-        otherwise, as ``AsyncClient.buy`` does, and Overloaded at once when too many wait already."""
+        otherwise, as ``AsyncClient.buy`` does, DeadlineExceeded when the policy's time for a buy is up (a wish that has
+        not been sent by then never is), and Overloaded at once when too many wait already."""
         if self._closed:
-            raise Unavailable("the gatherer is closed")
+            raise Unavailable("the gatherer is closed").of_request(wish.request_id)
         if len(self._waiting) >= self._policy.queue_max:
-            raise Overloaded(f"{len(self._waiting)} wishes wait already")
+            raise Overloaded(f"{len(self._waiting)} wishes wait already").of_request(wish.request_id)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((wish, future))
@@ -56,7 +57,11 @@ class Gatherer:
             # One turn of the loop later, so that all who come in this turn share a batch.
             self._scheduled = True
             loop.call_soon(self._send)
-        answer = await future
+        try:
+            async with asyncio.timeout(self._policy.buy_timeout_s):
+                answer = await future
+        except TimeoutError as error:
+            raise DeadlineExceeded("not bought in time").of_request(wish.request_id) from error
         if answer.error is not None:
             raise answer.error
         return answer

@@ -223,6 +223,6 @@ class Client:
         return self.call(self.inventory.GetStock, inventory_pb.GetStockRequest(sale_id=sale_id)).stock
 
     def balance(self, user_id: str, currency_code: str) -> balance_pb.Account:
-        """A user's money in one currency. Raises AccountNotFound."""
+        """A user's money in one currency; see ``AsyncClient.balance``. Raises AccountNotFound, PermissionDenied."""
         request = balance_pb.GetBalanceRequest(user_id=user_id, currency_code=currency_code)
         return self.call(self.balances.GetBalance, request).account

@@ -81,7 +81,8 @@ def batch_of(wishes: Sequence[Wish]) -> pb.BatchCreatePurchasesRequest:
 
 
 class Rounds:
-    """Buys many wishes in rounds: in each, whatever is not decided yet, in batches; then a pause as long as was asked.
+    """Buys many wishes in rounds: in each, whatever was told to come again, in batches; then a pause as long as was
+    asked. A batch that fails as a call is not in the next round: a call has been repeated as often as it may be.
 
     Time is the caller's: seconds of any clock, the same in every call.
     """
@@ -91,6 +92,7 @@ class Rounds:
         self._policy = policy
         self._answers: list[Answer | None] = [None] * len(self._wishes)
         self._open = list(range(len(self._wishes)))
+        self._ended: set[int] = set()
         self._repetitions = 0
 
     def batches(self) -> list[list[int]]:
@@ -112,13 +114,14 @@ class Rounds:
         for place in places:
             wish = self._wishes[place]
             self._answers[place] = Answer(wish, error=error.of_request(wish.request_id))
+        self._ended.update(places)
 
     def end_round(self, left_s: float) -> float:
         """Decides what is sent again; the pause before the next round, seconds, 0 when there is none to come."""
         pauses: dict[int, float] = {}
         for place in self._open:
             answer = self._answers[place]
-            if answer is not None and answer.error is not None:
+            if answer is not None and answer.error is not None and place not in self._ended:
                 pause_s = pause_of_item_s(answer.error, self._repetitions, left_s, self._policy)
                 if pause_s is not None:
                     pauses[place] = pause_s

@@ -1458,7 +1458,7 @@ class ListReservationsResponse(_message.Message):
     """Token of the next page, or empty at the end."""
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """The reservations, by reservation id."""
+        """The reservations, oldest first."""
 
     def __init__(
         self,
