@@ -58,7 +58,7 @@ async def new_sale(shop: MeshStack, user: str, *, total: int = 100_000) -> str:
                 display_name="Fund",
                 unit_price=Money(amount_minor=PRICE, currency_code="EUR"),
                 total=total,
-                per_user_limit=total,
+                per_user_limit=100_000,
                 per_purchase_limit=min(total, 1000),
             )
         )
@@ -136,7 +136,7 @@ async def test_whatever_is_sent_the_answer_is_as_the_contract_says(
     user = f"buyer-{uuid.uuid4().hex[:8]}"
     given = {"path.sale_id": await new_sale(shop, user)} if known else None
     token = issue(shop.jwt_secret, user, operator=True)
-    told = await http_contract.check(shop.gateway_url, token, tmp_path, examples=25, parameters=given)
+    told = await http_contract.check(shop.gateway_url, token, tmp_path, examples=8, parameters=given)
     assert not told, told[-20_000:]
 
 
