@@ -155,6 +155,7 @@ def _parts(
         inventories,
         background,
         sales_max=settings.sales_max,
+        unasked_s=settings.unasked_s,
         fingerprints_max=settings.fingerprints_max,
         sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
         waiting_max=settings.queue_max,
@@ -241,6 +242,7 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
         # Ends by itself when the gateway drains.
         background.start(parts.streams.push(), "send stock to viewers")
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
+        background.keep(parts.followers.give_up_unasked(), "give up sales that nobody asks for")
         background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
         if tokens.source is not None:
             background.keep(tokens.source.keep_current(), "keep the keys of tokens current")
