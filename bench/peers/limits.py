@@ -82,7 +82,9 @@ async def redis_benchmark(environment: Mapping[str, str]) -> float:
     # It takes a password by its arguments only, which everybody on the machine may read: so it has a user that may do
     # nothing else.
     async with Redis.from_url(environment["REDIS_URL"]) as client:
-        await client.execute_command("ACL SETUSER", _BENCHMARK, "reset", "on", "nopass", f"~{_BENCHMARK}:*", "+decrby")
+        await client.execute_command(  # type: ignore[no-untyped-call]
+            *("ACL SETUSER", _BENCHMARK, "reset", "on", "nopass", f"~{_BENCHMARK}:*", "+decrby")
+        )
     output = await _output(
         [
             *("/usr/bin/redis-benchmark", "-h", str(parts.hostname), "-p", str(parts.port)),

@@ -1,12 +1,11 @@
 """How hard to try: a little in every test run, as long as wished in `make fuzz`."""
 
 import os
-from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
 
-def effort(examples: int) -> Any:
+def effort(examples: int) -> settings:
     """Settings of a fuzz test of ``examples`` examples, times FUZZ_TIMES."""
     return settings(
         max_examples=examples * int(os.environ.get("FUZZ_TIMES", "1")),

@@ -33,8 +33,8 @@ class Method:
     async def call(self, channel: grpc.aio.Channel, request: bytes, timeout_s: float) -> Any:
         """The answer, or a stream's first one. Raises AioRpcError."""
         if not self.descriptor.server_streaming:
-            return await channel.unary_unary(self.path)(request, timeout=timeout_s)
-        call = channel.unary_stream(self.path)(request, timeout=timeout_s)
+            return await channel.unary_unary(self.path)(request, timeout=timeout_s)  # type: ignore[arg-type]
+        call: Any = channel.unary_stream(self.path)(request, timeout=timeout_s)  # type: ignore[arg-type]
         try:
             return await call.read()
         finally:
@@ -45,7 +45,7 @@ async def _files(stub: Any, symbol: str) -> AsyncIterator[FileDescriptorProto]:
     """The file that has ``symbol``, and those that it needs, those needed first."""
     found: dict[str, FileDescriptorProto] = {}
 
-    async def ask(**question: str) -> None:
+    async def ask(**question: Any) -> None:
         call = stub.ServerReflectionInfo(timeout=20)
         await call.write(reflection_pb2.ServerReflectionRequest(**question))
         await call.done_writing()
@@ -66,7 +66,7 @@ async def _files(stub: Any, symbol: str) -> AsyncIterator[FileDescriptorProto]:
 
 async def methods_of(channel: grpc.aio.Channel) -> list[Method]:
     """Every method of the mesh's own services on a server."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
     call = stub.ServerReflectionInfo(timeout=20)
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     await call.done_writing()
@@ -77,6 +77,6 @@ async def methods_of(channel: grpc.aio.Channel) -> list[Method]:
         async for file in _files(stub, name):
             if file.name not in known:
                 known.add(file.name)
-                pool.Add(file)  # type: ignore[no-untyped-call]
-        methods += [Method(each) for each in pool.FindServiceByName(name).methods]  # type: ignore[no-untyped-call]
+                pool.Add(file)
+        methods += [Method(each) for each in pool.FindServiceByName(name).methods]
     return methods

@@ -1,9 +1,9 @@
 """Requests made from a message's descriptor: mostly of the right shape, with values at the edges and beyond them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
@@ -73,10 +73,10 @@ def _value(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrateg
     if kind == _F.CPPTYPE_BOOL:
         return st.booleans()
     if kind == _F.CPPTYPE_ENUM:
-        numbers = [value.number for value in field.enum_type.values]
+        numbers = [value.number for value in cast(EnumDescriptor, field.enum_type).values]
         return st.one_of(st.sampled_from(numbers), st.sampled_from([-1, 99, 2**31 - 1, -(2**31)]))
     if kind == _F.CPPTYPE_MESSAGE:
-        return messages(field.message_type, known, depth + 1)
+        return messages(cast(Descriptor, field.message_type), known, depth + 1)
     return st.floats()
 
 

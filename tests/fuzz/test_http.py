@@ -121,7 +121,7 @@ async def _answer(h: Harness, octets: bytes, patience_s: float) -> tuple[int, di
     finally:
         writer.close()
     lines = head.decode("latin-1").split("\r\n")
-    return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)  # type: ignore[misc]
+    return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
 
 
 @effort(400)

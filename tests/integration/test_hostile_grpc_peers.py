@@ -65,9 +65,7 @@ async def test_a_flood_of_connections_is_cut_off_and_callers_go_on() -> None:
             assert service.memory_mb < before + 60
         # The places are free again for whoever comes next.
         async with open_channel(f"127.0.0.1:{service.port}") as channel:
-            await pb_grpc.InventoryServiceStub(channel).GetSale(  # type: ignore[attr-defined]
-                pb.GetSaleRequest(), timeout=10, wait_for_ready=True
-            )
+            await pb_grpc.InventoryServiceStub(channel).GetSale(pb.GetSaleRequest(), timeout=10, wait_for_ready=True)
     met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
 
 

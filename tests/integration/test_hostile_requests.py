@@ -216,7 +216,7 @@ async def test_client_streams_are_bounded_in_number_and_time() -> None:
         attacked(client_streams_max=2, client_stream_s=1.0) as (service, _, met),
         grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel,
     ):
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
         question = reflection_pb2.ServerReflectionRequest(list_services="")
         calls = [stub.ServerReflectionInfo(timeout=20) for _ in range(2)]
         for call in calls:

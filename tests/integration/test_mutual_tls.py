@@ -58,8 +58,8 @@ async def test_nobody_but_the_worker_moves_money_or_confirms(mesh_stack: MeshSta
             assert await refusal(call) == PERMISSION_DENIED
     async with mesh_stack.as_peer(identity, "inventory") as channel:
         confirm = inventory.BatchConfirmReservationsRequest(reservation_ids=[hold])
-        call = InventoryServiceStub(channel).BatchConfirmReservations(confirm, timeout=10)
-        assert await refusal(call) == PERMISSION_DENIED
+        confirming = InventoryServiceStub(channel).BatchConfirmReservations(confirm, timeout=10)
+        assert await refusal(confirming) == PERMISSION_DENIED
 
 
 async def test_the_worker_may(mesh_stack: MeshStack) -> None:

@@ -47,7 +47,7 @@ async def services(channel: grpc.aio.Channel) -> set[str]:
     async def asked() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
 
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
     async for answer in stub.ServerReflectionInfo(asked()):
         return {each.name for each in answer.list_services_response.service}
     return set()

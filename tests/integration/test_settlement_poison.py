@@ -16,6 +16,7 @@ from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.settlement.v1 import settlement_message_pb2
 
 from mesh.errors import DomainError
+from mesh.transport import PLAINTEXT
 from purchase_svc import operations, settlement_queue
 from purchase_svc.dead_letter import DeadLetter
 from purchase_svc.dead_letter_box import open_dead_letters
@@ -341,7 +342,7 @@ async def test_a_replay_that_breaks_off_before_it_queues_is_finished_by_the_swee
     ids = await parked(rig, 5, "balance")
     async with (
         SettlementPublisher("amqp://127.0.0.1:1", name="nowhere") as nowhere,
-        operations._open_parked(rig.settings) as (parked_purchases, _),
+        operations._open_parked(rig.settings, PLAINTEXT) as (parked_purchases, _),
     ):
         verdicts, queued = await parked_purchases.replay(ids, nowhere)
     assert (verdicts, queued) == (dict.fromkeys(ids, ""), False)

@@ -139,6 +139,10 @@ def test_a_set_of_one_key_need_not_name_it() -> None:
     refused(made, token(ED, "EdDSA", kid="another"))
 
 
+#: What no member of a key is.
+_NO_TEXTS: list[Any] = [7, ["RSA"], {}, True]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -149,7 +153,7 @@ def test_a_set_of_one_key_need_not_name_it() -> None:
         {"kty": "AKP"},
         {"n": "AQAB"},
         # And what is no key at all, whatever its members are.
-        *({name: value} for name in ("kty", "n", "alg", "use", "key_ops") for value in (7, ["RSA"], {}, True)),
+        *({name: value} for name in ("kty", "n", "alg", "use", "key_ops") for value in _NO_TEXTS),
         {"kid": 7},
         {"kid": ["RSA"]},
         {"key_ops": None},
@@ -265,7 +269,7 @@ def served(server: socketserver.BaseServer) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield server.server_address[1]
+        yield int(server.server_address[1])  # type: ignore[index]
     finally:
         server.shutdown()
         thread.join()

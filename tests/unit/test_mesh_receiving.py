@@ -51,7 +51,7 @@ class Server:
                 raise DecodeError("secret details")
             return octets
 
-        handler = grpc.unary_unary_rpc_method_handler(answer, parse)
+        handler: Any = grpc.unary_unary_rpc_method_handler(answer, parse)
         self._handler: Any = self.layer.wrap(handler, "/s/M").stream_unary
 
     async def begin(self) -> "tuple[Caller, asyncio.Task[bytes]]":

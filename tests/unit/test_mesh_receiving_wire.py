@@ -57,13 +57,13 @@ async def test_one_request_and_many_answers() -> None:
 async def test_a_method_that_is_not_there_is_unimplemented() -> None:
     async with served() as (channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/{SERVICE}/Nothing")(b"", timeout=5)
+            await channel.unary_unary(f"/{SERVICE}/Nothing")(b"", timeout=5)  # type: ignore[arg-type]
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_health_is_answered_and_watched() -> None:
     async with served() as (channel, _):
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         question = health_pb2.HealthCheckRequest(service=SERVICE)
         assert (await stub.Check(question, timeout=5)).status == health_pb2.HealthCheckResponse.SERVING
         watch = stub.Watch(question, timeout=5)
@@ -73,7 +73,7 @@ async def test_health_is_answered_and_watched() -> None:
 
 async def test_reflection_converses() -> None:
     async with served() as (channel, _):
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
         call = stub.ServerReflectionInfo(timeout=5)
         for _ in range(2):
             await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
@@ -85,7 +85,7 @@ async def test_reflection_converses() -> None:
 
 async def test_a_request_as_large_as_may_be_is_taken_and_not_a_byte_more() -> None:
     async with served() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(f"/{SERVICE}/GetSale")
+        call: Any = channel.unary_unary(f"/{SERVICE}/GetSale")
         fits = pb.GetSaleRequest(sale_id="x" * (MESSAGE_BYTES_MAX - 4)).SerializeToString()
         assert len(fits) == MESSAGE_BYTES_MAX
         await call(fits, timeout=10)

@@ -169,7 +169,7 @@ async def test_a_certificate_of_ours_that_names_nobody_of_ours_is_refused(servin
 async def test_who_has_no_certificate_of_our_authorities_gets_no_connection(
     serving: Serving, who: str, tmp_path: Path
 ) -> None:
-    ours = serving.peers.certify("purchase", **({"life": timedelta(seconds=-1)} if who == "expired" else {}))
+    ours = serving.peers.certify("purchase", life=timedelta(seconds=-1 if who == "expired" else 3600))
     theirs = Peers(tmp_path / "theirs").certify("purchase") if who == "another authority's" else ours
     pair = (theirs.key.read_bytes(), theirs.certificate.read_bytes()) if who != "no certificate" else (None, None)
     credentials = grpc.ssl_channel_credentials(ours.authorities.read_bytes(), *pair)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mesh.certificates import certificate_identity
 from stack.certificates import CALLING, IDENTITIES, SERVING, TRUST_DOMAIN, ensure, files_of
@@ -40,7 +41,7 @@ def test_only_services_can_serve(tmp_path: Path) -> None:
         extensions = certificate(tmp_path, identity).extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         usage = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        serves = x509.ExtendedKeyUsageOID.SERVER_AUTH in usage
+        serves = ExtendedKeyUsageOID.SERVER_AUTH in usage
         assert serves == (identity in SERVING) != (identity in CALLING)
         dns = [f"{identity}.flashsale"] if serves else []
         assert names.get_values_for_type(x509.DNSName) == dns
