@@ -11,12 +11,23 @@ import uuid
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory
-from flashsale_client import Answer, AsyncClient, Client, FlashsaleError, Policy, Tls, Wish, reasons, state_name
+from flashsale_client import (
+    Answer,
+    AsyncClient,
+    Client,
+    FlashsaleError,
+    Policy,
+    Tls,
+    Wish,
+    new_request_id,
+    reasons,
+    state_name,
+)
 
 from bench.clients import Clients, open_clients
 from bench.seeding import CURRENCY, fund_accounts, open_sale
@@ -30,13 +41,8 @@ PRICE = 1000
 
 
 @pytest.fixture(scope="module")
-async def stack() -> AsyncIterator[MeshStack]:
-    """Two of each service, so that one can be lost."""
-    running = await asyncio.to_thread(lambda: MeshStack(replicas=2))
-    try:
-        yield running
-    finally:
-        await asyncio.to_thread(running.__exit__)
+def stack(replicated_stack: MeshStack) -> MeshStack:
+    return replicated_stack
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +215,11 @@ async def test_a_watch_goes_on_at_another_replica(stack: MeshStack, clients: Cli
 
             watching = asyncio.create_task(watch())
             await begun.wait()
-            for replica in ("purchase", "purchase-2"):
-                pid = stack.stack.pid(replica)
-                stack.stack.signal(replica, signal.SIGKILL)
-                await asyncio.to_thread(stack.stack.wait_restarted, replica, pid, 30.0)
+            # One of the two has the stream, and then the other.
+            pid = stack.stack.pid("purchase")
+            stack.stack.signal("purchase", signal.SIGKILL)
+            await asyncio.to_thread(stack.stack.wait_restarted, "purchase", pid, 30.0)
+            stack.stack.signal("purchase-2", signal.SIGKILL)
             assert seen == ["WAITLISTED"]
             await asyncio.to_thread(stack.stack.start, "settlement")
             await asyncio.wait_for(watching, 60)
@@ -236,9 +243,13 @@ async def test_many_are_bought_for_in_batches_and_each_is_answered_by_itself(
         assert sum(1 for answer in answers if isinstance(answer, reasons.SoldOut)) == 200
         owners = {each.user_id: each.purchase_id async for each in client.list_purchases(sale_id=sale_id)}
         assert bought == owners
-        # The same wishes again, by request id: the same purchases.
-        wishes = [Wish(sale_id, user, request_id=f"{user}-again") for user in users[:3]]
-        assert {type(answer.error) for answer in await client.buy_many(wishes)} == {reasons.SoldOut}
+        # The same wishes again, by request id: the same purchases. With other ids they are new, and too late.
+        wishes = [answer.wish for answer in answers if isinstance(answer, Answer)][:3]
+        again = await client.buy_many(wishes)
+        assert {answer.wish.user_id: answer.purchase_id for answer in again}.items() <= owners.items()
+        assert all(answer.bought for answer in again)
+        anew = await client.buy_many([replace(wish, request_id=new_request_id()) for wish in wishes])
+        assert {type(answer.error) for answer in anew} == {reasons.SoldOut}
 
 
 async def test_without_asyncio_it_is_the_same(stack: MeshStack, clients: Clients) -> None:

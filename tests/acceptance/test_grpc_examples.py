@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ CALL = re.compile(
 )
 NAME = re.compile(r"<(\w+)>")
 ADDRESSES = {
-    "localhost:7051": "INVENTORY_TARGET",
-    "localhost:7052": "BALANCE_TARGET",
-    "localhost:7053": "PURCHASE_TARGET",
+    "localhost:7051": "INVENTORY_LISTEN",
+    "localhost:7052": "BALANCE_LISTEN",
+    "localhost:7053": "PURCHASE_LISTEN",
 }
 
 
@@ -118,14 +118,8 @@ def list_fits(shown: list[Any], answer: list[Any], names: dict[str, str]) -> boo
 
 
 @pytest.fixture(scope="module")
-async def stack() -> AsyncIterator[MeshStack]:
-    """One of its own: money is held and shares are given to nobody here, which no audit would let pass. Nobody need
-    hurry there, as the document tells its readers to."""
-    running = await asyncio.to_thread(lambda: MeshStack(SETTLEMENT_ABANDONED_AFTER_MS="600000"))
-    try:
-        yield running
-    finally:
-        await asyncio.to_thread(running.__exit__)
+def stack(replicated_stack: MeshStack) -> MeshStack:
+    return replicated_stack
 
 
 @pytest.mark.timeout(400)
