@@ -9,6 +9,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
+from purchase_svc import messages
 from purchase_svc.messages import (
     read_filter,
     read_purchase_id,
@@ -167,6 +168,12 @@ def test_all_wrong_fields_are_named_at_once() -> None:
 
 def test_the_id_does_not_depend_on_how_the_sale_id_is_written() -> None:
     assert read_wish(request(sale_id=SALE.upper())) == read_wish(request())
+
+
+def test_what_is_no_sale_id_is_not_remembered() -> None:
+    before = messages._remembered_uuid.cache_info().currsize
+    assert read_wishes(pb.BatchCreatePurchasesRequest(requests=[request(sale_id="x" * 1_000_000)])) == [None]
+    assert messages._remembered_uuid.cache_info().currsize == before
 
 
 def test_a_user_id_may_be_any_printable_text() -> None:
