@@ -132,6 +132,11 @@ def test_an_answer_that_makes_no_sense_is_none(answer: Any) -> None:
         vulnerabilities([Package("redis", "8.1.0")], url)
 
 
+def test_what_is_not_told_at_once_does_not_pass_for_nothing() -> None:
+    with source({"results": [{"next_page_token": "more"}]}) as (url, _):
+        assert vulnerabilities([Package("redis", "8.1.0")], url)
+
+
 def test_without_a_source_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with source({}, status=503) as (url, _):
         assert main({"AUDIT_URL": url}) == 0
