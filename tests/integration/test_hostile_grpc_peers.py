@@ -6,16 +6,18 @@ Every attack is on a server of the test's own, on loopback, bounded in number an
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from flashsale.inventory.v1 import inventory_service_pb2_grpc as pb_grpc
 
 from mesh.channels import open_channel
 from mesh.peer_limits import METADATA_BYTES_MAX
+from mesh.server import GrpcServer
 from tests.support.attacked import GET_SALE, UNAFFECTED_S, attacked, code_of, until
+from tests.support.certificates import Peers
 from tests.support.http2_peer import (
     CONTINUATION,
     END_HEADERS,
@@ -69,13 +71,30 @@ async def test_a_flood_of_connections_is_cut_off_and_callers_go_on() -> None:
     met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
 
 
-@pytest.mark.parametrize("greet", [False, True], ids=["silent", "half a handshake"])
-async def test_a_connection_that_says_no_hello_is_closed(greet: bool) -> None:
-    async with attacked() as (service, _, _met), http2_peer(service.port, greet=False) as peer:
-        if greet:
-            await peer.send(PREFACE)
+#: The record that a ClientHello begins with, without the most of it.
+HALF_A_CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+async def test_connections_that_say_no_hello_are_closed_and_callers_go_on(tmp_path: Path) -> None:
+    peers = Peers(tmp_path)
+    async with (
+        attacked() as (service, _, met),
+        GrpcServer("127.0.0.1:0", [], transport=peers.transport("inventory"), grace_s=0.1) as over_tls,
+        AsyncExitStack() as stack,
+    ):
+        closed = []
+        for port, octets in (
+            (service.port, b""),
+            (service.port, PREFACE),
+            (over_tls.port, b""),
+            (over_tls.port, HALF_A_CLIENT_HELLO),
+        ):
+            peer = await stack.enter_async_context(http2_peer(port, greet=False))
+            await peer.send(octets)
+            closed.append(peer.closed.wait())
         async with asyncio.timeout(8):
-            await peer.closed.wait()
+            await asyncio.gather(*closed)
+    met.assert_unaffected(calls=20, within_s=UNAFFECTED_S)
 
 
 async def test_rapid_resets_leave_others_unaffected() -> None:
