@@ -11,23 +11,28 @@ from mesh.metrics import Metrics
 from mesh.receiving import ReceiveLayer, ReceivingBounds
 
 
-class Aborted(Exception):
-    """What a call ends with, in place of grpc's own."""
-
-
 class Caller:
-    """A call whose request comes when the test says so."""
+    """A call whose request comes when the test says so. As of grpc.aio's, a read that waits ends by an abort, whoever
+    aborts; there is one AbortError for a call, and a second abort is an error of use."""
 
     def __init__(self) -> None:
         self.request: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.code: grpc.StatusCode | None = None
+        self.aborted = grpc.aio.AbortError("aborted")
 
     async def read(self) -> Any:
-        return await asyncio.shield(self.request)
+        raw = await self.request
+        if self.code is not None:
+            raise self.aborted
+        return raw
 
     async def abort_with_status(self, status: Any) -> None:
+        if self.code is not None:
+            raise grpc.aio.UsageError("aborted already")
         self.code = status.code
-        raise Aborted
+        if not self.request.done():
+            self.request.set_exception(self.aborted)
+        raise self.aborted
 
 
 class Server:
@@ -66,7 +71,7 @@ class Server:
 
 
 async def ended(task: "asyncio.Task[bytes]") -> None:
-    with pytest.raises(Aborted):
+    with pytest.raises(grpc.aio.AbortError):
         await asyncio.wait_for(task, 5)
 
 
@@ -139,6 +144,41 @@ async def test_a_caller_that_leaves_is_no_refusal() -> None:
         await task
     assert caller.code is None
     assert server.layer.incomplete == 0
+    assert "reason" not in server.metrics.text().decode()
+
+
+async def test_a_request_that_comes_as_it_is_given_up_is_answered_and_only_once() -> None:
+    server = Server()
+    caller, task = await server.begin()
+    (reading,) = server.layer._readings
+    caller.request.set_result(b"just in time")
+    server.layer._give_up(reading, "late", asyncio.get_running_loop())
+    assert await asyncio.wait_for(task, 5) == b"just in time"
+    await asyncio.sleep(0)
+    assert caller.code is None
+
+
+async def test_a_request_that_comes_when_it_has_been_refused_is_not_answered() -> None:
+    server = Server()
+    caller, task = await server.begin()
+    (reading,) = server.layer._readings
+    server.layer._give_up(reading, "late", asyncio.get_running_loop())
+    caller.request.set_result(b"too late")
+    await ended(task)
+    assert caller.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not server.answered
+
+
+async def test_a_caller_that_leaves_without_a_request_is_not_answered() -> None:
+    """grpc.aio reads the end of the requests then, and cancels the call after that."""
+    server = Server()
+    caller, task = await server.begin()
+    caller.request.set_result(grpc.aio.EOF)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert caller.code is None
     assert "reason" not in server.metrics.text().decode()
 
 
