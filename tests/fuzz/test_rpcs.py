@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import DOMAIN
-from mesh.peer_limits import MESSAGE_BYTES_MAX
+from mesh.peer_limits import CHANNEL_LIMITS, MESSAGE_BYTES_MAX
 from stack.peers import open_peer_channel
 from tests.fuzz.effort import effort
 from tests.fuzz.reflected import Method, methods_of
@@ -42,7 +42,7 @@ _EUR = "EUR"
 
 @dataclass
 class Target:
-    """The system, and what is in it."""
+    """The system, and what is in it. Each method is called as somebody who may call it."""
 
     channels: dict[str, grpc.aio.Channel]
     methods: list[tuple[str, Method]]
@@ -59,7 +59,9 @@ def fuzzed_stack() -> Iterator[MeshStack]:
 @pytest_asyncio.fixture(scope="module")
 async def target(fuzzed_stack: MeshStack) -> AsyncIterator[Target]:
     services = ("inventory", "balance", "purchase")
-    channels = {service: open_peer_channel(fuzzed_stack.environment, service) for service in services}
+    channels = {
+        service: open_peer_channel(fuzzed_stack.environment, service, options=CHANNEL_LIMITS) for service in services
+    }
     try:
         methods = [(name, each) for name, channel in channels.items() for each in await methods_of(channel)]
         yield Target(channels, methods, await _furnished(channels))
@@ -118,6 +120,8 @@ def _complaint(error: grpc.aio.AioRpcError) -> str:
     details = status.details if status is not None else []
     if not any(each.Unpack(info) for each in details) or info.domain != DOMAIN:
         return f"{error.code().name} without ErrorInfo: {error.details()}"
+    if info.reason == "PERMISSION_DENIED":
+        return "nobody may call it"
     if error.code() in (_C.UNAVAILABLE, _C.RESOURCE_EXHAUSTED) and not any(each.Unpack(retry) for each in details):
         return f"{error.code().name} without RetryInfo"
     return ""
