@@ -46,15 +46,16 @@ async def test_metadata_above_the_limit_is_refused() -> None:
 async def test_headers_without_an_end_cost_no_memory() -> None:
     async with attacked() as (service, _, met):
         before = service.memory_mb
-        async with http2_peer(service.port) as peer:
-            stream = peer.new_stream()
-            await peer.send(frame(HEADERS, 0, stream, call_headers(GET_SALE)))
-            more = frame(CONTINUATION, 0, stream, header_block([("x-more", "y" * 15_000)]))
-            for _ in range(5_000):
-                if not await peer.send(more):
-                    break
-            assert service.memory_mb < before + 60, "75 MB of headers were kept"
-    met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
+        more = frame(CONTINUATION, 0, 1, header_block([("x-more", "y" * 15_000)]))
+        for _ in range(20):
+            async with http2_peer(service.port) as peer:
+                await peer.send(frame(HEADERS, 0, peer.new_stream(), call_headers(GET_SALE)))
+                for _ in range(500):
+                    if not await peer.send(more):
+                        break
+                await peer.settled(quiet_s=0.02)
+            assert service.memory_mb < before + 60, "150 MB of headers were kept"
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_a_flood_of_connections_is_cut_off_and_callers_go_on() -> None:
@@ -68,7 +69,7 @@ async def test_a_flood_of_connections_is_cut_off_and_callers_go_on() -> None:
         # The places are free again for whoever comes next.
         async with open_channel(f"127.0.0.1:{service.port}") as channel:
             await pb_grpc.InventoryServiceStub(channel).GetSale(pb.GetSaleRequest(), timeout=10, wait_for_ready=True)
-    met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 #: The record that a ClientHello begins with, without the most of it.
@@ -94,7 +95,7 @@ async def test_connections_that_say_no_hello_are_closed_and_callers_go_on(tmp_pa
             closed.append(peer.closed.wait())
         async with asyncio.timeout(8):
             await asyncio.gather(*closed)
-    met.assert_unaffected(calls=20, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_rapid_resets_leave_others_unaffected() -> None:
@@ -111,7 +112,7 @@ async def test_rapid_resets_leave_others_unaffected() -> None:
                     break
             await peer.settled()
         assert service.memory_mb < before + 100
-    met.assert_unaffected(calls=5, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_calls_beyond_those_of_a_connection_are_refused() -> None:
@@ -119,7 +120,7 @@ async def test_calls_beyond_those_of_a_connection_are_refused() -> None:
         for _ in range(500):
             await peer.send(frame(HEADERS, END_HEADERS, peer.new_stream(), call_headers(GET_SALE)))
         await until(lambda: peer.frames[RST_STREAM] >= 450 or peer.closed.is_set())
-    met.assert_unaffected(calls=1, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_whoever_pings_on_and_on_loses_the_connection() -> None:
@@ -130,4 +131,4 @@ async def test_whoever_pings_on_and_on_loses_the_connection() -> None:
             await asyncio.sleep(0.01)
         assert peer.closed.is_set()
         assert peer.goaway.endswith(b"too_many_pings")
-    met.assert_unaffected(calls=1, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)

@@ -68,7 +68,8 @@ class Http2Peer:
     @property
     def statuses(self) -> list[int]:
         """The gRPC status of every call that has been answered."""
-        parts = self.answers.split(b"grpc-status")[1:]
+        # With the length of the name before it, for there is grpc-status-details-bin too.
+        parts = self.answers.split(b"\x0bgrpc-status")[1:]
         return [int(each[1 : 1 + each[0]]) for each in parts]
 
     def new_stream(self) -> int:

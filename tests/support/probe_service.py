@@ -5,6 +5,7 @@ ReceivingBounds, connections_max and streams_max.
 """
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ class _Probe(pb_grpc.InventoryServiceServicer):
         return pb.GetSaleResponse(sale=pb.Sale(sale_id=request.sale_id[:100]))
 
     async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         return pb.GetStockResponse()
 
     async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
@@ -51,7 +52,7 @@ async def _serve(limits: dict[str, float]) -> None:
     register = (SERVICE, lambda server: pb_grpc.add_InventoryServiceServicer_to_server(probe, server))
     named = {item.name for item in fields(ReceivingBounds)}
     receiving = ReceivingBounds(**{name: value for name, value in limits.items() if name in named})  # type: ignore[arg-type]
-    others: dict[str, Any] = {name: int(value) for name, value in limits.items() if name not in named}
+    others: dict[str, Any] = {name: value for name, value in limits.items() if name not in named}
     async with GrpcServer("127.0.0.1:0", [register], metrics=metrics, receiving=receiving, **others) as server:
         await server.serving()
         sys.stdout.write(f"port {server.port}\n")
@@ -111,4 +112,4 @@ async def probe_service(**limits: float) -> AsyncIterator[ProbeService]:
 
 if __name__ == "__main__":
     given = (each.split("=") for each in sys.argv[1:])
-    uvloop.run(_serve({name: float(value) for name, value in given}))
+    uvloop.run(_serve({name: json.loads(value) for name, value in given}))
