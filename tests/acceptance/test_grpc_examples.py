@@ -92,6 +92,15 @@ def documents(text: str) -> Iterator[Any]:
         text = text[end:].lstrip()
 
 
+def in_json_names(value: Any) -> Any:
+    """An answer whose fields are named as in JSON (userId); older grpcurls name them as the contract does (user_id)."""
+    if isinstance(value, dict):
+        return {
+            re.sub(r"_(\w)", lambda found: found[1].upper(), key): in_json_names(each) for key, each in value.items()
+        }
+    return [in_json_names(each) for each in value] if isinstance(value, list) else value
+
+
 def fits(shown: Any, answer: Any, names: dict[str, str]) -> bool:
     """Whether an answer is as shown. Values for names that were not known yet are taken from it."""
     if shown == "...":
@@ -133,7 +142,7 @@ async def test_every_example_does_what_is_shown(stack: MeshStack, tool: str, tmp
     for call in CALL.finditer(DOCUMENT):
         asked = NAME.sub(lambda found: names[found[1]], call[tool])
         code, out, err = await shell.run(asked, tmp_path)
-        answers, shown = list(documents(out)), json.loads(call["answer"])
+        answers, shown = in_json_names(list(documents(out))), json.loads(call["answer"])
         endless = re.search(r"--timeout|-max-time", asked) is not None
         assert (code != 0) == endless, f"{asked}\n{err}"
         if endless:
