@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mesh import failpoints, tracing
+from mesh.answering import AnswerBounds, AnswerLayer
 from mesh.call_metrics import MetricsLayer
 from mesh.callers import AllowList, CallersLayer
 from mesh.health import Health
@@ -109,6 +110,7 @@ class GrpcServer:
         transport: Transport = PLAINTEXT,
         allowed: AllowList | None = None,
         receiving: ReceivingBounds | None = None,
+        answering: AnswerBounds | None = None,
         connections_max: int = CONNECTIONS_MAX,
         streams_max: int = STREAMS_MAX,
         grace_s: float = 5.0,
@@ -119,7 +121,8 @@ class GrpcServer:
         metrics = metrics or Metrics()
         shed = metrics.counts(
             "flashsale_calls_shed",
-            "Calls refused for want of room (calls) or because their deadline had passed (deadline)",
+            "Calls refused for want of room (calls), because their deadline had passed (deadline), or because the peer "
+            "does not take the answers that it has (unread)",
             ("grpc_method", "reason"),
         )
         limit = LimitLayer(limits or Limits(), shed)
@@ -144,13 +147,19 @@ class GrpcServer:
             "Bytes of the requests that are being worked on",
             lambda: receive.bytes_under_way,
         )
+        answers = AnswerLayer(answering or AnswerBounds(), shed)
+        metrics.gauge(
+            "flashsale_answer_bytes_unread",
+            "Bytes of answers that their callers have not taken yet, small ones left out",
+            lambda: answers.bytes_unread,
+        )
         show_expiry(transport, metrics)
         # What refuses is inside the error mapping, so that a refusal is mapped like any other error; and who may not
         # call takes nobody's room, and leaves nothing in a trace.
         layers: list[Layer] = [MetricsLayer(metrics), ErrorLayer(), *callers_layers(transport, allowed or {}, metrics)]
         if tracing.is_on():
             layers.append(tracing.TracingLayer())
-        layers.append(limit)
+        layers += [limit, answers]
         self._interceptor = LayersInterceptor(*layers, outermost=receive)
         self._transport = transport
         self._options = [_OWN_PORT, *server_limits(connections_max=connections_max, streams_max=streams_max)]

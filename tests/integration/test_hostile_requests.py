@@ -222,6 +222,33 @@ async def test_large_requests_under_way_share_a_budget_and_small_ones_need_none(
     met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
+async def test_answers_that_nobody_takes_hold_bounded_memory_and_leave_others_theirs() -> None:
+    async with attacked() as (service, stub, met):
+        before = service.memory_mb
+        page = pb.ListSalesRequest(page_size=1_000)
+        asked = message(page.SerializeToString())
+        async with http2_peer(service.port, deaf=True) as peer:
+            for _ in range(300):
+                stream = peer.new_stream()
+                headers = frame(HEADERS, END_HEADERS, stream, call_headers(f"/{SERVICE}/ListSales"))
+                await peer.send(headers + frame(DATA, END_STREAM, stream, asked))
+            # What is held of each MB is the MB and gRPC's copy of it.
+            await until(lambda: peer.statuses.count(RESOURCE_EXHAUSTED) >= 300 - 33, within_s=30)
+            assert service.memory_mb < before + 150
+            answers = await asyncio.gather(*(stub.ListSales(page, timeout=20) for _ in range(8)))
+            assert all(len(each.sales) == 1_000 for each in answers)
+        text = (await stub.OpenSale(pb.OpenSaleRequest(), timeout=10)).sale.display_name
+        assert f'flashsale_calls_shed_total{{grpc_method="{SERVICE}/ListSales",reason="unread"}}' in text
+
+        async def unread() -> str:
+            return str((await stub.OpenSale(pb.OpenSaleRequest(), timeout=10)).sale.display_name)
+
+        async with asyncio.timeout(10):
+            while "flashsale_answer_bytes_unread 0.0" not in await unread():
+                await asyncio.sleep(0.02)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
+
+
 async def test_client_streams_are_bounded_in_number_and_time() -> None:
     async with (
         attacked(client_streams_max=2, client_stream_s=1.0) as (service, _, met),

@@ -13,6 +13,7 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 WINDOW = 65_535
 #: A header table of no size, so that every answer can be read by itself.
 _NO_TABLE = b"\0\1\0\0\0\0"
+_NO_WINDOW = b"\0\4\0\0\0\0"
 #: Largest payload of a frame that every peer takes.
 FRAME_BYTES_MAX = 16_384
 
@@ -124,14 +125,15 @@ class Http2Peer:
 
 
 @asynccontextmanager
-async def http2_peer(port: int, *, greet: bool = True) -> AsyncIterator[Http2Peer]:
-    """A connection to 127.0.0.1:``port``, with the client's preface sent if ``greet``."""
+async def http2_peer(port: int, *, greet: bool = True, deaf: bool = False) -> AsyncIterator[Http2Peer]:
+    """A connection to 127.0.0.1:``port``, with the client's preface sent if ``greet``; a ``deaf`` one has a window
+    of no size, so that no answer can be sent to it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     peer = Http2Peer(reader, writer)
     reading = asyncio.get_running_loop().create_task(peer.read())
     try:
         if greet:
-            await peer.send(PREFACE + frame(SETTINGS, 0, 0, _NO_TABLE))
+            await peer.send(PREFACE + frame(SETTINGS, 0, 0, _NO_TABLE + _NO_WINDOW * deaf))
         yield peer
     finally:
         reading.cancel()

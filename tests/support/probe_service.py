@@ -28,7 +28,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Probe(pb_grpc.InventoryServiceServicer):
-    """GetSale answers with the names of its request; GetStock takes its time; OpenSale tells the metrics."""
+    """GetSale answers with the names of its request; GetStock takes its time; ListSales says much, as many KB as asked
+    for; OpenSale tells the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -39,6 +40,9 @@ class _Probe(pb_grpc.InventoryServiceServicer):
     async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:
         await asyncio.sleep(1)
         return pb.GetStockResponse()
+
+    async def ListSales(self, request: pb.ListSalesRequest, context: Any) -> pb.ListSalesResponse:
+        return pb.ListSalesResponse(sales=[pb.Sale(display_name="x" * 1_000)] * request.page_size)
 
     async def OpenSale(self, request: pb.OpenSaleRequest, context: Any) -> pb.OpenSaleResponse:
         return pb.OpenSaleResponse(sale=pb.Sale(display_name=self._metrics.text().decode()))
