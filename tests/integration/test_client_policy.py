@@ -14,6 +14,7 @@ from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 from flashsale_client import AsyncClient, Client, FlashsaleError, Policy, Wish, reasons, state_name
 
 from mesh.errors import DomainError
+from mesh.health import NOTICE_S
 from mesh.server import GrpcServer
 from stack.ports import PortLease
 
@@ -271,7 +272,12 @@ async def test_nobody_is_sent_to_a_replica_that_is_about_to_end() -> None:
             callers = [asyncio.create_task(call_on()) for _ in range(8)]
             while not (len(ending.calls) > 50 and len(staying.calls) > 50):
                 await asyncio.sleep(0.01)
+            began = time.monotonic()
             await first.__aexit__(None, None, None)
+            ended = time.monotonic()
+            # It has waited for clients to go elsewhere, still taking calls; and this one has gone.
+            assert ended - began >= NOTICE_S
+            assert [when for when in ending.calls if when > began + 0.8 * NOTICE_S] == []
             before = len(staying.calls)
             while len(staying.calls) < before + 50:
                 await asyncio.sleep(0.01)

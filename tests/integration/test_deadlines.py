@@ -15,6 +15,8 @@ from flashsale.balance.v1 import balance_service_pb2 as balance_pb
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
+from balance_svc.servicer import BalanceServicer
+from inventory_svc.servicer import InventoryServicer
 from tests.support.life_rig import LifeRig, life_rig
 from tests.support.purchase_rig import PurchaseRig, purchase_rig, wish
 from tests.support.servers import Servers
@@ -70,12 +72,50 @@ async def code_of(call: Any) -> grpc.StatusCode:
     return code
 
 
+#: Calls that the purchase service makes on a caller's behalf, and the time, seconds, that their service was told of.
+told: dict[str, list[float | None]] = {}
+
+
+def note_time(patch: pytest.MonkeyPatch, servicer: type, method: str) -> None:
+    """Has a service note how much time each call of a method comes with, before it does what it does."""
+    inner = getattr(servicer, method)
+
+    async def noting(self: Any, request: Any, context: Any) -> Any:
+        told.setdefault(method, []).append(context.time_remaining())
+        return await inner(self, request, context)
+
+    patch.setattr(servicer, method, noting)
+
+
 @pytest.fixture(scope="module")
 async def rig(servers: Servers) -> AsyncIterator[LifeRig]:
-    async with life_rig(servers) as running:
-        await running.services.new_sale(20)
-        await running.services.fund(["alice", "bob"])
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("BatchGetReservations", "GetSale", "BatchReserveShares"):
+            note_time(patch, InventoryServicer, method)
+        note_time(patch, BalanceServicer, "BatchGetHolds")
+        async with life_rig(servers) as running:
+            await running.services.new_sale(20)
+            await running.services.fund(["alice", "bob"])
+            yield running
+
+
+async def test_every_service_behind_is_told_how_long_the_caller_waits(rig: LifeRig) -> None:
+    buy = pb.CreatePurchaseRequest(request_id="told", user_id="alice", sale_id=rig.sale_id, quantity=1)
+    told.clear()
+    purchase = (await rig.purchases.CreatePurchase(buy, timeout=0.9)).purchase
+    receipt = pb.GetReceiptRequest(purchase_id=purchase.purchase_id)
+    await rig.purchases.GetReceipt(receipt, timeout=0.9)
+    await rig.purchases.GetSaleStatement(pb.GetSaleStatementRequest(sale_id=rig.sale_id), timeout=0.9)
+    # Whoever has no deadline is worked for as long as the service finds right.
+    await rig.purchases.GetReceipt(receipt)
+    unbounded = [told["BatchGetReservations"].pop(), told["BatchGetHolds"].pop()]
+    assert told.keys() == {"BatchReserveShares", "BatchGetReservations", "BatchGetHolds", "GetSale"}
+    for (left_s,) in told.values():
+        assert left_s is not None
+        assert 0 < left_s <= 0.9
+    for left_s in unbounded:
+        assert left_s is not None
+        assert 0.9 < left_s <= 3.1
 
 
 def inventory_url(rig: LifeRig) -> str:
