@@ -1,10 +1,12 @@
 """What the client sends again and what it does not, to servers that answer as they are told."""
 
 import asyncio
+import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -289,10 +291,66 @@ async def test_nobody_is_sent_to_a_replica_that_is_about_to_end() -> None:
         lease.close()
 
 
-async def test_every_address_behind_a_name_is_used() -> None:
-    async with scripted("127.0.0.1:0") as (one, target):
-        port = target.rpartition(":")[2]
-        async with scripted(f"[::1]:{port}") as (other, _), AsyncClient(purchase=f"dns:///localhost:{port}") as client:
+@dataclass
+class Replica:
+    """A server in a process of its own, at one of the addresses behind a name."""
+
+    listen: str
+    process: asyncio.subprocess.Process = field(init=False)
+
+    async def start(self) -> None:
+        """Returns when it serves."""
+        program = (sys.executable, "-m", "tests.support.replica", self.listen)
+        self.process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            if line == b"serving\n":
+                return
+        raise AssertionError(f"{self.listen} did not come up")
+
+    async def kill(self) -> None:
+        """As a machine that loses its power, but for its kernel."""
+        self.process.kill()
+        await self.process.wait()
+
+
+async def test_no_call_fails_when_one_of_two_addresses_behind_a_name_is_lost_under_load() -> None:
+    lease = PortLease()
+    port = lease.ports.address("purchase").rpartition(":")[2]
+    one, other = Replica(f"127.0.0.1:{port}"), Replica(f"[::1]:{port}")
+    answers: Counter[str] = Counter()
+    failures: list[FlashsaleError] = []
+    async with AsyncClient(purchase=f"dns:///localhost:{port}") as client:
+
+        async def call_on() -> None:
+            while True:
+                try:
+                    answers[(await client.purchase("p")).purchase_id] += 1
+                except FlashsaleError as error:
+                    failures.append(error)
+
+        async def both_have_answered() -> None:
+            answers.clear()
             async with asyncio.timeout(20):
-                while not (one.calls and other.calls):
-                    await client.purchase("p")
+                while not (answers[one.listen] > 50 and answers[other.listen] > 50):
+                    await asyncio.sleep(0.01)
+
+        await asyncio.gather(one.start(), other.start())
+        callers = [asyncio.create_task(call_on()) for _ in range(8)]
+        try:
+            for lost in (one, other):
+                await both_have_answered()
+                await lost.kill()
+                answers.clear()
+                async with asyncio.timeout(20):
+                    while answers.total() < 100:
+                        await asyncio.sleep(0.01)
+                await lost.start()
+            await both_have_answered()
+            assert failures == []
+        finally:
+            for caller in callers:
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+            await asyncio.gather(one.kill(), other.kill())
+            lease.close()
