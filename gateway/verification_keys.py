@@ -72,23 +72,20 @@ def read_key_set(text: bytes) -> tuple[VerificationKey, ...]:
 
 
 def _verification_key(member: dict[str, Any]) -> VerificationKey | None:
-    kid, algorithm, operations = member.get("kid"), member.get("alg"), member.get("key_ops", ["verify"])
-    if not all(isinstance(each, str | None) for each in (kid, algorithm)) or not isinstance(operations, list):
-        return None
     try:
         with warnings.catch_warnings():
             # Of short RSA keys, which are left out below.
             warnings.simplefilter("ignore", SecurityWarning)
             key = JWKRegistry.import_key(dict(member))
     except (JoseError, ValueError, TypeError, KeyError, AttributeError, OverflowError, UnsupportedAlgorithm):
-        # All that the library makes of members which are not what they should be.
+        # What the library makes of members that are not what they should be; it looks at those below, too.
         return None
     algorithms = _algorithms(key)
-    if algorithm is not None:
-        algorithms &= {algorithm}
-    if not algorithms or member.get("use", "sig") != "sig" or "verify" not in operations:
+    if key.alg is not None:
+        algorithms &= {key.alg}
+    if not algorithms or member.get("use", "sig") != "sig" or "verify" not in member.get("key_ops", ["verify"]):
         return None
-    return VerificationKey(kid, algorithms, key.thumbprint(), key)
+    return VerificationKey(key.kid, algorithms, key.thumbprint(), key)
 
 
 def _algorithms(key: Key) -> frozenset[str]:

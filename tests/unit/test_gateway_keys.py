@@ -457,12 +457,13 @@ async def test_a_site_that_says_nothing_holds_nobody_up(site: KeySite) -> None:
 async def test_an_answer_that_never_ends_is_cut_off(head: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time; the whole never would, and the keys would be believed for ever."""
     monkeypatch.setattr(key_source, "_WHOLE_S_MAX", 0.3)
+    ended = threading.Event()
 
     class Drips(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with suppress(OSError):
                 self.request.sendall(head)
-                while True:
+                while not ended.is_set():
                     self.request.sendall(drop)
                     time.sleep(0.01)
 
@@ -470,8 +471,11 @@ async def test_an_answer_that_never_ends_is_cut_off(head: bytes, drop: bytes, mo
     with served(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drips)) as port:
         read = lambda: read_url(f"http://127.0.0.1:{port}/keys")  # noqa: E731
         source = KeySource(keys, read, name="test", period_s=9.0, age_max_s=0.1, changed=lambda: None)
-        async with asyncio.timeout(5):
-            assert await source.refresh()
+        try:
+            async with asyncio.timeout(5):
+                assert await source.refresh()
+        finally:
+            ended.set()
     assert not len(keys)
 
 
