@@ -111,6 +111,15 @@ def test_keys_are_readable_by_their_owner_only_and_each_process_is_told_of_its_o
         assert told["MESH_TLS_CERTIFICATE"] == str(files_of(folder, name).certificate)
 
 
+def test_no_log_shows_a_key(mesh_stack: MeshStack) -> None:
+    folder = mesh_stack.stack.folder
+    keys = [files_of(folder.certificates, each).key for each in IDENTITIES] + [folder.certificates / "ca-key.pem"]
+    secrets = [line for key in keys for line in key.read_text().splitlines() if not line.startswith("-----")]
+    logs = [path.read_text(errors="replace") for path in (folder.path / "log").glob("*.log")]
+    assert len(logs) > len(mesh_stack.stack.service_names)
+    assert not [line for line in secrets for log in logs if line in log]
+
+
 async def serial_shown(stack: MeshStack, service: str) -> int:
     """Serial number of the certificate that a service shows to a new connection."""
     files = peer_files(stack.environment, "operator")

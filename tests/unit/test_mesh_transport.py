@@ -259,6 +259,23 @@ async def test_a_caller_goes_over_to_its_new_certificate_and_loses_no_call(servi
         stream.cancel()
 
 
+async def test_a_channel_that_is_used_no_more_is_closed(serving: Serving) -> None:
+    channel: Any = serving.peers.transport("purchase").channel(serving.target, "inventory", [])
+    async with channel, asyncio.timeout(20):
+        stub: Any = pb_grpc.InventoryServiceStub(channel)
+        slow = asyncio.ensure_future(get(stub, "slow"))
+        await serving.sales.begun.wait()
+        old = channel._now.channel
+        certified(serving)
+        while channel._now.channel is old:
+            await get(stub)
+        assert not old._channel.closed()
+        serving.sales.leave.set()
+        await slow
+        while not old._channel.closed():
+            await asyncio.sleep(0.01)
+
+
 async def test_a_caller_stays_with_its_old_certificate_while_nobody_trusts_the_new_one(
     serving: Serving, seen: list[bytes]
 ) -> None:
