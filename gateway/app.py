@@ -9,10 +9,12 @@ import grpc
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]
 
-from gateway.admission import LENGTHS_WITHOUT_WISH, is_idempotency_key
+from gateway.admission import LENGTHS_WITHOUT_WISH, body_length, is_idempotency_key
 from gateway.buying import OVERLOADED_WORDS
+from gateway.following import Followed
 from gateway.parts import Parts
 from gateway.problems import SOLD_OUT, Answer, HttpError, ToldError, domain_problem, http_problem
+from gateway.requests import body_of
 from gateway.routes import Routes
 from mesh.errors import DomainError, from_rpc_error
 from mesh.identity import fingerprint
@@ -39,7 +41,8 @@ class App:
         self._at_door = parts.followers.by_path
         self._find = Routes(parts).find
         # Kept: asking asyncio for it costs a system call each time (Python 3.11).
-        self._now = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         #: Requests under way that were not refused at the door.
         self.in_flight = 0
 
@@ -57,7 +60,7 @@ class App:
             await self._count_and_answer(scope, protocol)
             return
         # The door: nothing before the sale's turn looks further than this process.
-        stock, turns, mark, now = followed.stock, followed.turns, fingerprint(key), self._now()
+        stock, mark, now = followed.stock, fingerprint(key), self._now()
         followed.asked_at = now
         if (
             stock.is_sold_out_for(mark, now)
@@ -69,7 +72,24 @@ class App:
             self._shed_at_door(protocol, now)
         elif stock.is_held_by(mark):
             await self._count_and_answer(scope, protocol)
-        elif await turns.enter():
+        else:
+            self.in_flight += 1
+            try:
+                # Before its turn, or a body that never comes would keep others from the last units.
+                body = await body_of(headers, protocol, body_length(length), self._loop)
+            except Exception as error:  # noqa: BLE001 (every error becomes an answer)
+                self._send(protocol, "buy", _refusal(error, "buy"))
+                return
+            finally:
+                self.in_flight -= 1
+            await self._in_turn(scope, protocol, followed, mark, body, may_wish=may_wish)
+
+    async def _in_turn(
+        self, scope: Scope, protocol: HTTPProtocol, followed: Followed, mark: int, body: bytes, *, may_wish: bool
+    ) -> None:
+        """Buys once it is the request's turn. ``may_wish``: whether it may ask for the waitlist."""
+        stock, turns = followed.stock, followed.turns
+        if await turns.enter():
             try:
                 # The last unit may have gone while it waited.
                 if (
@@ -82,11 +102,11 @@ class App:
                     # All who wait for the last unit and would wait in line come here at once when it goes.
                     self._shed_at_door(protocol, self._now())
                 else:
-                    await self._count_and_answer(scope, protocol)
+                    await self._count_and_answer(scope, protocol, body)
             finally:
                 turns.leave()
         else:
-            self._shed_at_door(protocol, now)
+            self._shed_at_door(protocol, self._now())
 
     def _shed_at_door(self, protocol: HTTPProtocol, now: float) -> None:
         self._metrics.shed_at_door += 1
@@ -98,23 +118,26 @@ class App:
         self._metrics.sold_out_at_door += 1
         protocol.response_bytes(409, _SOLD_OUT_HEADERS, _SOLD_OUT_BODY)
 
-    async def _count_and_answer(self, scope: Scope, protocol: HTTPProtocol) -> None:
+    async def _count_and_answer(self, scope: Scope, protocol: HTTPProtocol, body: bytes | None = None) -> None:
         self.in_flight += 1
         try:
-            await self._answer(scope, protocol)
+            await self._answer(scope, protocol, body)
         finally:
             self.in_flight -= 1
 
-    async def _answer(self, scope: Scope, protocol: HTTPProtocol) -> None:
+    async def _answer(self, scope: Scope, protocol: HTTPProtocol, body: bytes | None) -> None:
         route, answer = "none", None
         try:
-            route, work = self._find(scope, protocol)
+            route, work = self._find(scope, protocol, body)
             answer = await work
         except Exception as error:  # noqa: BLE001 (every error becomes an answer)
             answer = _refusal(error, route)
         if answer is None:
             self._metrics.answered(route, 200, "STREAM")
             return
+        self._send(protocol, route, answer)
+
+    def _send(self, protocol: HTTPProtocol, route: str, answer: Answer) -> None:
         self._metrics.answered(route, answer.status, answer.reason)
         protocol.response_bytes(answer.status, answer.headers, answer.body)
 

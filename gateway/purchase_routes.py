@@ -69,15 +69,15 @@ class PurchaseRoutes:
                 return "receipt", self._receipt(scope, purchase_id)
         raise HttpError(404, "there is nothing here")
 
-    async def timed_buy(self, scope: Scope, protocol: HTTPProtocol, sale_id: str) -> Answer:
-        """Buys, and notes how long it took."""
+    async def timed_buy(self, scope: Scope, protocol: HTTPProtocol, sale_id: str, body: bytes | None) -> Answer:
+        """Buys, and notes how long it took. ``body``, unless it is still to be read."""
         start = time.perf_counter()
         try:
-            return await self._buy(scope, protocol, sale_id)
+            return await self._buy(scope, protocol, sale_id, body)
         finally:
             self._parts.metrics.purchase_took(time.perf_counter() - start)
 
-    async def _buy(self, scope: Scope, protocol: HTTPProtocol, sale_text: str) -> Answer:
+    async def _buy(self, scope: Scope, protocol: HTTPProtocol, sale_text: str, body: bytes | None) -> Answer:
         """Checks from cheap to dear, then buys."""
         parts, headers, now = self._parts, scope.headers, self._now()
         length = body_length(headers.get("content-length"))
@@ -91,7 +91,8 @@ class PurchaseRoutes:
         # its canonical form.
         known = parts.followers.find(sale_id)
         if known is not None and known.stock.is_sold_out_for(mark, now):
-            wanted = purchase_of(await body_of(headers, protocol, length, self._loop))
+            body = await body_of(headers, protocol, length, self._loop) if body is None else body
+            wanted = purchase_of(body)
             # A unit may have come back while the body came.
             if (
                 not wanted.waitlist
@@ -109,7 +110,8 @@ class PurchaseRoutes:
         try:
             followed = parts.followers.follow(sale_id, now)
             if wanted is None:
-                wanted = purchase_of(await body_of(headers, protocol, length, self._loop))
+                body = await body_of(headers, protocol, length, self._loop) if body is None else body
+                wanted = purchase_of(body)
             outcome = await parts.buying.buy(
                 purchase.CreatePurchaseRequest(
                     request_id=request_id,

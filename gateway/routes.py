@@ -28,14 +28,14 @@ class Routes:
         self._pages = StaticPages()
         self._contract = msgspec.json.encode(openapi_document())
 
-    def find(self, scope: Scope, protocol: HTTPProtocol) -> tuple[str, Any]:
+    def find(self, scope: Scope, protocol: HTTPProtocol, body: bytes | None = None) -> tuple[str, Any]:
         """The route's name for the metrics, and its work: to be awaited, an Answer, or None if it has answered by
-        itself. Raises HttpError 404 and 405."""
+        itself. ``body`` is that of a purchase if it has been read already. Raises HttpError 404 and 405."""
         method, segments = scope.method, scope.path.split("/")
         match segments:
             case ["", "v1", "sales", sale_id, "purchases"]:
                 allow(method, "POST")
-                return "buy", self._purchases.timed_buy(scope, protocol, sale_id)
+                return "buy", self._purchases.timed_buy(scope, protocol, sale_id, body)
             case ["", "v1", "purchases", *rest]:
                 return self._purchases.find(scope, protocol, rest)
             case ["", "v1", "sales", *rest]:
