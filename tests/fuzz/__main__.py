@@ -11,7 +11,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: How much more than in a test run each round tries, and how long a round may take, s.
-_TIMES, _ROUND_S_MAX = 5, 3_600
+_TIMES, _ROUND_S_MAX = 10, 3_600
 
 
 def minutes_of(environment: Mapping[str, str]) -> float:

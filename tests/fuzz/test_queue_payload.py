@@ -51,7 +51,7 @@ deaths = st.lists(
 headers = st.dictionaries(header_names, header_values | deaths, max_size=6)
 
 
-@effort(1_000)
+@effort(400)
 @given(body=octets)
 @example(body=b"")
 @example(body=b"\x08\x01\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
@@ -67,7 +67,7 @@ def test_a_payload_is_within_bounds_or_refused(body: bytes) -> None:
     assert decode(encode(found.partition, found.purchase_ids)) == found
 
 
-@effort(300)
+@effort(100)
 @given(body=right, partition=st.integers(0, PARTITIONS - 1))
 def test_a_payload_is_settled_in_its_own_partition_only(body: bytes, partition: int) -> None:
     named = decode(body).partition
@@ -77,7 +77,7 @@ def test_a_payload_is_settled_in_its_own_partition_only(body: bytes, partition: 
         assert named != partition
 
 
-@effort(1_000)
+@effort(400)
 @given(body=octets, given_headers=headers)
 def test_a_dead_letter_can_be_shown_whoever_wrote_it(body: bytes, given_headers: dict[str, Any]) -> None:
     letter = read(body, given_headers)
@@ -91,7 +91,7 @@ def test_a_dead_letter_can_be_shown_whoever_wrote_it(body: bytes, given_headers:
     assert read(body, letter.headers).headers == letter.headers
 
 
-@effort(300)
+@effort(100)
 @given(body=octets, reason=st.text(max_size=400), given_headers=headers, kind=st.none() | st.text(max_size=300))
 def test_whatever_cannot_be_settled_can_be_put_aside(
     body: bytes, reason: str, given_headers: dict[str, Any], kind: str | None

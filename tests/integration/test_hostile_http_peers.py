@@ -104,9 +104,9 @@ async def test_bodies_that_never_end_are_given_up_and_buyers_go_on(monkeypatch: 
 async def test_a_flood_of_connections_holds_up_newcomers_for_a_while_and_buyers_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.process._HEAD_TIMEOUT_MS", 1_500)
+    monkeypatch.setattr("gateway.process._HEAD_TIMEOUT_MS", 1_000)
     async with attacked(connections_max=100) as (h, met):
-        idle = [await h.connect() for _ in range(600)]
+        idle = [await h.connect() for _ in range(350)]
         # A newcomer comes behind all that came before; every connection that says nothing makes room in time.
         reply = await h.raw(b"GET /healthz HTTP/1.1\r\nhost: t\r\n\r\n", timeout_s=30)
         assert reply.startswith(b"200")
@@ -133,29 +133,32 @@ async def test_answers_that_nobody_reads_hold_bounded_memory() -> None:
                         await writer.drain()
 
         await asyncio.gather(*(send(writer) for _, writer in deaf))
+        await until(lambda: len(met.took_s) >= 30, timeout_s=20)
         assert len(page.body) * 20 * 200 * len(deaf) > 400 * 1024 * 1024, "all answers together would not be much"
         assert memory_mb() < before + 150
-    met.assert_unaffected(calls=20, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_a_head_beyond_its_bound_is_refused_before_it_is_all_there() -> None:
     async with attacked() as (h, met):
         before = memory_mb()
-        for lines in (b"x: " + b"y" * 8_000 + b"\r\n", b"a: b\r\n"):
+        for lines in (b"x: " + b"y" * 8_000 + b"\r\n", b"a: b\r\n" * 1_000):
             reader, writer = await h.connect()
             writer.write(b"GET /healthz HTTP/1.1\r\nhost: t\r\n")
+            sent = 0
             with contextlib.suppress(ConnectionError):
-                for _ in range(2_500):
-                    if reader.at_eof():
-                        break
-                    writer.write(lines * (8_000 // len(lines)))
+                while sent < 20_000_000 and not reader.at_eof():
+                    writer.write(lines)
+                    sent += len(lines)
                     await writer.drain()
+            # The rest is what the two kernels hold.
+            assert sent < 20_000_000
             async with asyncio.timeout(10):
                 with contextlib.suppress(ConnectionError):
                     head = await reader.readline()
                     assert head == b"" or head.split()[1] in (b"400", b"431")
         assert memory_mb() < before + 40
-    met.assert_unaffected(calls=1, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_a_compressed_body_is_not_unpacked() -> None:
@@ -168,7 +171,7 @@ async def test_a_compressed_body_is_not_unpacked() -> None:
             assert reply.status in (400, 415)
         assert memory_mb() < before + 40
         assert not any(key.startswith("bomb-") for key in h.purchases.bought)
-    met.assert_unaffected(calls=1, within_s=UNAFFECTED_S)
+    met.assert_unaffected(within_s=UNAFFECTED_S)
 
 
 async def test_connections_that_are_reset_at_once_leave_nothing_behind() -> None:
