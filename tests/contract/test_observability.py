@@ -6,17 +6,21 @@ import os
 import re
 import shutil
 import subprocess
+import uuid
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.settings import Settings
 from gateway.token_setup import set_up_tokens
 from mesh.metrics import Metrics
 from stack.ports import Ports, metrics_of
 from stack.replicas import SERVICE_KINDS
+from tests.contract.test_gateway_real import Client, new_sale
 from tests.support.servers import MeshStack, metrics_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "observability"
@@ -57,6 +61,46 @@ async def test_every_metric_that_is_asked_for_is_shown_by_some_process(mesh_stac
     asked = set().union(*map(metrics_in, expressions))
     assert len(asked) > 20
     assert asked <= shown
+
+
+def selectors(expression: str) -> set[tuple[str, str, str, str]]:
+    """Metric, label, operator and value of everything that an expression picks by a label."""
+    return {
+        (metric, *picked)
+        for metric, labels in re.findall(r"\b(\w+)\{([^}]*)\}", expression)
+        for picked in re.findall(r"(\w+)\s*(=~|!~|!=|=)\s*\"([^\"]*)\"", labels)
+    }
+
+
+def grouped_by(expression: str) -> set[str]:
+    """The labels by which it keeps things apart."""
+    return {label.strip() for labels in re.findall(r"\bby \(([^)]*)\)", expression) for label in labels.split(",")}
+
+
+async def test_every_label_that_is_asked_for_is_one_that_is_shown(mesh_stack: MeshStack) -> None:
+    shown: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    user = f"observed-{uuid.uuid4().hex[:8]}"
+    client, sale = Client(mesh_stack), await new_sale(mesh_stack, [user])
+    _, bought = await client.buy(sale, user)
+    _, settled = await client.send("GET", f"/v1/purchases/{bought['purchase_id']}?wait=30", user)
+    assert settled["state"] == "CONFIRMED"
+    texts = await asyncio.gather(*(asyncio.to_thread(metrics_text, mesh_stack, kind) for kind in SERVICE_KINDS))
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                shown[sample.name].append(sample.labels)
+    expressions = [rule["expr"] for rule in rules()] + dashboard_expressions()
+    for metric, label, operator, value in set().union(*map(selectors, expressions)):
+        if metric not in shown:
+            # Nothing of the kind has happened yet.
+            assert metric in {"flashsale_recalibrations_total", "flashsale_calls_shed_total"}, metric
+            continue
+        assert all(label in labels for labels in shown[metric]), (metric, label)
+        if operator == "=" and label in ("state", "queue", "route"):
+            assert any(labels[label] == value for labels in shown[metric]), (metric, label, value)
+    known = {label for samples in shown.values() for labels in samples for label in labels}
+    # What Prometheus adds by itself, and labels of what has not happened.
+    assert set().union(*map(grouped_by, expressions)) <= known | {"job", "instance", "kind", "reason"}
 
 
 def test_every_process_of_the_stack_is_asked() -> None:
