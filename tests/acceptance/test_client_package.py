@@ -289,3 +289,11 @@ async def test_a_client_may_buy_and_nothing_else(stack: MeshStack, clients: Clie
     async with client_of(stack) as client:
         with pytest.raises(reasons.PermissionDenied):
             await client.call(client.inventory.CloseSale, inventory.CloseSaleRequest(sale_id=sale_id))
+
+
+async def test_a_client_buys_of_nobody_but_the_purchase_service(stack: MeshStack) -> None:
+    tls = Tls.from_environment(certificates(stack))
+    async with AsyncClient(purchase=replicas(stack.balance_target), tls=tls) as client:
+        # The other side has a certificate, but another service's.
+        with pytest.raises(reasons.Unavailable):
+            await client.buy("sale", "user")

@@ -35,6 +35,8 @@ class Scripted(pb_grpc.PurchaseServiceServicer):
         #: Once the script is at its end: instead of a good answer.
         self.always: DomainError | None = None
         self.calls: list[float] = []
+        #: Of each CreatePurchase.
+        self.request_ids: list[str] = []
         self.left_s: list[float | None] = []
         self.cancelled = asyncio.Event()
         self.entered = asyncio.Event()
@@ -54,6 +56,7 @@ class Scripted(pb_grpc.PurchaseServiceServicer):
         return step
 
     async def CreatePurchase(self, request: pb.CreatePurchaseRequest, context: Any) -> pb.CreatePurchaseResponse:
+        self.request_ids.append(request.request_id)
         await self._next(context)
         return pb.CreatePurchaseResponse(purchase=RESERVED)
 
@@ -99,6 +102,21 @@ async def test_what_is_told_to_come_again_waits_as_long_as_told() -> None:
     pauses = [later - sooner for sooner, later in zip(servicer.calls, servicer.calls[1:], strict=False)]
     assert len(pauses) == 2
     assert all(0.3 <= pause < 1.0 for pause in pauses)
+
+
+async def test_each_buy_has_a_request_id_of_its_own_however_often_it_is_sent() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        # Once more by gRPC, once more by the client, and another buy.
+        away, busy = DomainError(R.ERROR_REASON_UNAVAILABLE), DomainError(R.ERROR_REASON_OVERLOADED, retry_after_ms=10)
+        servicer.script.extend([away, busy])
+        await client.buy("s", "u")
+        await client.buy("s", "u")
+        await client.buy("s", "u", request_id="mine")
+    first, again, once_more, second, third = servicer.request_ids
+    assert first
+    assert first == again == once_more
+    assert second not in ("", first)
+    assert third == "mine"
 
 
 async def test_it_comes_again_only_so_often_and_only_within_the_deadline() -> None:
@@ -252,6 +270,18 @@ async def test_without_asyncio_the_policy_is_the_same() -> None:
                     client.buy("s", "u")
 
         await asyncio.to_thread(use)
+
+
+async def test_a_client_without_asyncio_may_be_used_from_several_threads() -> None:
+    async with scripted() as (servicer, target):
+        with Client(purchase=target) as client:
+
+            def use() -> None:
+                for _ in range(20):
+                    assert client.buy("s", "u").purchase_id == "p"
+
+            await asyncio.gather(*(asyncio.to_thread(use) for _ in range(8)))
+    assert len(set(servicer.request_ids)) == 160
 
 
 async def test_nobody_is_sent_to_a_replica_that_is_about_to_end() -> None:
