@@ -106,9 +106,8 @@ async def _furnished(channels: dict[str, grpc.aio.Channel]) -> dict[str, list[st
     ids = [each.purchase_id for each in answer.outcomes if each.purchase_id]
     assert len(ids) == len(wishes)
     known = {"user_id": users, "sale_id": sales, "request_id": ["r1", "r2", "fuzz"], "currency_code": [_EUR, "USD"]}
-    return (
-        known | dict.fromkeys(("purchase_id", "reservation_id", "hold_id", "page_token"), ids) | {"beneficiary": sales}
-    )
+    known |= dict.fromkeys(("purchase_id", "reservation_id", "hold_id"), ids)
+    return known | {"beneficiary": sales, "page_token": ["", "", *ids]}
 
 
 def _complaint(error: grpc.aio.AioRpcError) -> str:
