@@ -63,7 +63,7 @@ def _sensible(field: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
     """Values that a service looks at closely, for what is wrong at sight is refused before that."""
     if field.cpp_type == _F.CPPTYPE_STRING and field.type != _F.TYPE_BYTES:
         return st.sampled_from(_fitting(field, known) or ["a"])
-    if field.cpp_type == _F.CPPTYPE_ENUM:
+    if field.enum_type is not None:
         return st.sampled_from([value.number for value in field.enum_type.values])
     if field.full_name == "google.protobuf.Timestamp.seconds":
         return st.sampled_from(_TIMES)

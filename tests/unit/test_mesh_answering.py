@@ -39,7 +39,7 @@ def answering(**bounds: int) -> tuple[AnswerLayer, Callable[[int, str], Any]]:
     async def answer(size: int, _: Any) -> int:
         return size
 
-    handler = grpc.unary_unary_rpc_method_handler(answer, None, bytes)  # type: ignore[arg-type]
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, None, bytes)
     wrapped: Any = layer.wrap(handler, "/s/M").unary_unary
 
     async def ask(size: int, connection: str) -> Call:
