@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from dataclasses import replace
 from functools import lru_cache
 
 import grpc
@@ -147,7 +146,7 @@ def _refusal(error: Exception, route: str) -> Answer:
     match error:
         case ToldError():
             answer = _refusal(error.error, route)
-            return replace(answer, headers=[*answer.headers, *error.headers])
+            return Answer(answer.status, [*answer.headers, *error.headers], answer.body, answer.reason)
         case HttpError():
             return http_problem(error)
         case DomainError():
