@@ -9,11 +9,17 @@
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
+
+# A URL with a password (RFC 3986; libpq takes several hosts). The drivers cut what is none in odd places, and
+# then name a piece of the password as the host or port that is wrong.
+_USER, _HOST = r"(?:[^\s:/?#\[\]@%]|%[0-9A-Fa-f]{2})*", r"(?:\[[^\s/?#\[\]@]*\]|[^\s:/?#\[\]@]*)(?::\d*)?"
+_URL = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_USER}(?::{_USER})*@)?{_HOST}(?:,{_HOST})*(?:/[^\s?#@]*)?(?:\?[^\s#]*)?")
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -35,7 +41,7 @@ def setting(
 
     The variable is the process's prefix and the field's name in capitals, unless ``env`` names another. A field
     without ``default`` must be set. ``minimum`` and ``maximum`` bound numbers, both inclusive. The value of a
-    ``secret`` is left out of error messages and of the dataclass's repr.
+    ``secret`` is left out of error messages and of the dataclass's repr; if it is a URL, it must be a sound one.
     """
     metadata = {"help": help_text, "minimum": minimum, "maximum": maximum, "env": env, "secret": secret}
     return field(default=default, metadata=metadata, repr=not secret)
@@ -61,7 +67,12 @@ def _read_field(item: "Field[Any]", kind: Any, prefix: str, env: Mapping[str, st
         if item.default is MISSING:
             raise SettingsError(f"{name}: not set ({item.metadata.get('help', item.name)})")
         return item.default
-    value = _convert(name, kind, text, item.metadata.get("secret", False))
+    secret = item.metadata.get("secret", False)
+    if secret and "://" in text and name.endswith("_URL") and not _URL.fullmatch(text):
+        raise SettingsError(
+            f"{name}: its value is no URL; in a password write / ? # [ ] @ % and spaces as %2F and so on"
+        )
+    value = _convert(name, kind, text, secret)
     low, high = item.metadata.get("minimum"), item.metadata.get("maximum")
     if (low is not None and value < low) or (high is not None and value > high):
         raise SettingsError(f"{name}: {value} is not between {low} and {high}")
