@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
+REFUSED_STREAM = 7
 #: Window of a stream and of a connection at first, bytes (RFC 9113, section 6.9.2).
 WINDOW = 65_535
 #: A header table of no size, so that every answer can be read by itself.
@@ -61,6 +62,8 @@ class Http2Peer:
         self._stream = -1
         self._allowed: Counter[int] = Counter()
         self.frames: Counter[int] = Counter()
+        #: Streams that the server has reset, by error code.
+        self.resets: Counter[int] = Counter()
         self.closed = asyncio.Event()
         #: Payload of the last GOAWAY, and of all HEADERS.
         self.goaway = b""
@@ -112,6 +115,8 @@ class Http2Peer:
             await self.send(frame(PING, ACK, 0, payload))
         elif kind == HEADERS:
             self.answers += payload
+        elif kind == RST_STREAM:
+            self.resets[int.from_bytes(payload, "big")] += 1
         elif kind == GOAWAY:
             self.goaway = payload
 
