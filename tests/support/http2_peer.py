@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
-REFUSED_STREAM = 7
+REFUSED_STREAM, ENHANCE_YOUR_CALM = 7, 11
 #: Window of a stream and of a connection at first, bytes (RFC 9113, section 6.9.2).
 WINDOW = 65_535
 #: A header table of no size, so that every answer can be read by itself.
@@ -119,6 +119,13 @@ class Http2Peer:
             self.resets[int.from_bytes(payload, "big")] += 1
         elif kind == GOAWAY:
             self.goaway = payload
+
+    async def greeted(self) -> None:
+        """Waits until both sides have said hello, after which the server sends nothing by itself for a while: whatever
+        it says is answered, which must not happen in the midst of a header block."""
+        async with asyncio.timeout(10):
+            while self.frames[SETTINGS] < 2:
+                await asyncio.sleep(0.001)
 
     async def settled(self, quiet_s: float = 0.3, within_s: float = 10.0) -> None:
         """Waits until the server has hung up or nothing more comes for a while."""
