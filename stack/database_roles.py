@@ -19,6 +19,8 @@ from stack.secret_store import Secrets
 
 DATABASES = ("inventory", "balance", "purchase")
 AUDITOR = "auditor"
+# Tables are given to their owner when nobody is at work on them: longest wait for that.
+_LOCK_S_MAX = 30
 # Whatever somebody may have given them: none can become more than it is.
 _ATTRIBUTES: LiteralString = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS NOINHERIT"
 
@@ -61,7 +63,8 @@ def _create(ports: Ports, secrets: Secrets) -> None:
                 _run(connection, "REVOKE ALL ON DATABASE {} FROM {}", name, name)
                 _run(connection, "GRANT CONNECT ON DATABASE {} TO {}, {}", name, name, AUDITOR)
     for name in DATABASES:
-        with psycopg.connect(_url("postgres", secrets.postgres_password, name, ports)) as connection:
+        url = _url("postgres", secrets.postgres_password, name, ports)
+        with psycopg.connect(url, options=f"-c lock_timeout={_LOCK_S_MAX}s") as connection:
             _prepare_schema(connection, name)
 
 
