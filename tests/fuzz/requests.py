@@ -61,7 +61,10 @@ def _text(field: FieldDescriptor, known: Known) -> st.SearchStrategy[str]:
 
 def _sensible(field: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
     """Values that a service looks at closely, for what is wrong at sight is refused before that."""
-    if field.cpp_type == _F.CPPTYPE_STRING and field.type != _F.TYPE_BYTES:
+    if field.type == _F.TYPE_BYTES:
+        # An id.
+        return st.binary(min_size=16, max_size=16)
+    if field.type == _F.TYPE_STRING:
         return st.sampled_from(_fitting(field, known) or ["a"])
     if field.enum_type is not None:
         return st.sampled_from([value.number for value in field.enum_type.values])
