@@ -1,7 +1,9 @@
 """That a server which reads requests by itself is, to its clients, a server like any other."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,8 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from mesh.channels import open_channel
+from mesh.metrics import Metrics
 from mesh.peer_limits import MESSAGE_BYTES_MAX
 from mesh.server import GrpcServer
+from tests.support.attacked import until
+from tests.support.http2_peer import END_HEADERS, HEADERS, RST_STREAM, Http2Peer, call_headers, frame, http2_peer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
 
@@ -30,10 +35,10 @@ class Echo(pb_grpc.InventoryServiceServicer):
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[grpc.aio.Channel, int]]:
+async def served(metrics: Metrics | None = None) -> AsyncIterator[tuple[grpc.aio.Channel, int]]:
     echo = Echo()  # type: ignore[abstract]
     register = (SERVICE, lambda server: pb_grpc.add_InventoryServiceServicer_to_server(echo, server))
-    async with GrpcServer("127.0.0.1:0", [register], grace_s=0.2) as server:
+    async with GrpcServer("127.0.0.1:0", [register], metrics=metrics, grace_s=0.2) as server:
         await server.serving()
         async with open_channel(f"127.0.0.1:{server.port}") as channel:
             yield channel, server.port
@@ -103,3 +108,38 @@ async def test_compression_is_refused_by_its_name() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetSale(pb.GetSaleRequest(sale_id="x" * 10_000), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def begun(peer: Http2Peer, calls: int) -> list[int]:
+    """Begins calls, and sends no request."""
+    streams = [peer.new_stream() for _ in range(calls)]
+    for stream in streams:
+        await peer.send(frame(HEADERS, END_HEADERS, stream, call_headers(f"/{SERVICE}/GetSale")))
+    return streams
+
+
+async def test_callers_who_leave_before_their_request_are_refused_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    async with served(metrics) as (_, port), http2_peer(port) as peer:
+        streams = await begun(peer, 20)
+        await until(lambda: "flashsale_requests_incomplete 20.0" in metrics.text().decode())
+        for stream in streams:
+            await peer.send(frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
+        await until(lambda: "flashsale_requests_incomplete 0.0" in metrics.text().decode())
+        await asyncio.sleep(0.1)
+        assert "flashsale_requests_refused_total{" not in metrics.text().decode()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_server_ends_in_time_though_requests_have_not_come(caplog: pytest.LogCaptureFixture) -> None:
+    metrics, loop = Metrics(), asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        server = served(metrics)
+        _, port = await server.__aenter__()
+        peer = await stack.enter_async_context(http2_peer(port))
+        await begun(peer, 20)
+        await until(lambda: "flashsale_requests_incomplete 20.0" in metrics.text().decode())
+        began = loop.time()
+        await server.__aexit__(None, None, None)
+        assert loop.time() - began < 2
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
