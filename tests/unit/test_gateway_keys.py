@@ -34,7 +34,7 @@ from tests.support.certificates import Peers
 from tests.support.waiting import eventually
 
 NOW = time.time()
-CLAIMS: dict[str, Any] = {"iss": "flashsale", "aud": "flashsale", "sub": "alice", "exp": int(NOW) + 600}
+CLAIMS: dict[str, Any] = {"iss": "flashsale", "aud": "flashsale", "sub": "alice", "exp": int(NOW) + 86_400}
 SETTINGS: dict[str, Any] = {"purchase_target": "x:1", "inventory_target": "x:1", "balance_target": "x:1"}
 
 # Made once: an RSA key takes a tenth of a second.
