@@ -280,7 +280,7 @@ async def test_rabbitmq_knows_nobody_without_the_right_password(broker: Servers)
     address = broker.amqp_url.rpartition("@")[2]
     for credentials in ("guest:guest", "purchase:wrong", "settlement:", "flashsale:flashsale"):
         with pytest.raises(aio_pika.exceptions.AMQPError):
-            # A connection of aio-pika's own that fails closes itself whenever it is collected, in the midst of another test.
+            # One of aio-pika's own that fails closes itself whenever it is collected, in the midst of another test.
             await connect_rabbit(f"amqp://{credentials}@{address}", name="stranger")
 
 
