@@ -32,6 +32,8 @@ _PENDING_MAX = 16
 _IDLE_S = 10.0
 #: How often requests that have waited too long for a turn are looked for, s.
 _OVERDUE_CHECK_S = 0.05
+#: How often sales that nobody asks for any more are looked for, s.
+_UNASKED_CHECK_S = 1.0
 #: New sales/s that requests without a token may make us follow.
 _ANONYMOUS_PER_S = 20.0
 
@@ -77,7 +79,9 @@ class Followed:
 
 
 class StockFollowers:
-    """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another.
+    """The sales that are followed, at most ``sales_max``; one that nobody has asked for lately makes room for another,
+    and after ``unasked_s`` seconds it is not followed any more: whatever is known of its holders is given back here and
+    in the Inventory Service.
 
     At most ``waiting_max`` requests wait for a turn at each, for ``wait_s_max`` seconds. ``sole`` says that no other
     gateway sells the same sales. Where there is no room a sale
@@ -90,6 +94,7 @@ class StockFollowers:
         background: Background,
         *,
         sales_max: int,
+        unasked_s: float,
         fingerprints_max: int,
         sent_s: float,
         waiting_max: int,
@@ -99,6 +104,7 @@ class StockFollowers:
         self._stub = stub
         self._background = background
         self._sales_max = sales_max
+        self._unasked_s = unasked_s
         self._fingerprints_max = fingerprints_max
         self._sent_s = sent_s
         self._waiting_max = waiting_max
@@ -161,14 +167,26 @@ class StockFollowers:
         return followed
 
     def _make_room(self, now: float) -> bool:
-        idle = [each for each in self._followed.values() if each.viewers == 0 and each.asked_at + _IDLE_S <= now]
+        idle = self._unasked(now - _IDLE_S)
         if not idle:
             return False
-        oldest = min(idle, key=lambda each: each.asked_at)
-        self._drop(oldest.stock.sale_id)
-        if oldest.task is not None:
-            oldest.task.cancel()
+        self._give_up(min(idle, key=lambda each: each.asked_at))
         return True
+
+    def _unasked(self, since: float) -> list[Followed]:
+        return [each for each in self._followed.values() if each.viewers == 0 and each.asked_at <= since]
+
+    def _give_up(self, followed: Followed) -> None:
+        self._drop(followed.stock.sale_id)
+        if followed.task is not None:
+            followed.task.cancel()
+
+    async def give_up_unasked(self) -> None:
+        """Gives up the sales that nobody asks for any more, for ever; run in the background."""
+        while True:
+            await asyncio.sleep(_UNASKED_CHECK_S)
+            for followed in self._unasked(asyncio.get_running_loop().time() - self._unasked_s):
+                self._give_up(followed)
 
     def _drop(self, sale_id: str) -> None:
         followed = self._followed.pop(sale_id)

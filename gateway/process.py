@@ -151,6 +151,7 @@ def _parts(settings: Settings, channels: dict[str, Any], background: Background,
         inventories,
         background,
         sales_max=settings.sales_max,
+        unasked_s=settings.unasked_s,
         fingerprints_max=settings.fingerprints_max,
         sent_s=settings.purchase_timeout_ms / 1000 + _SENT_MARGIN_S,
         waiting_max=settings.queue_max,
@@ -227,6 +228,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         # Ends by itself when the gateway drains.
         background.start(parts.streams.push(), "send stock to viewers")
         background.keep(parts.followers.refuse_overdue(), "refuse what has waited too long for a turn")
+        background.keep(parts.followers.give_up_unasked(), "give up sales that nobody asks for")
         background.keep(parts.overview.keep_current(), "read the overview while an operator looks")
         with reserved_port(settings) as port:
             server = HttpServer(app, settings, port)

@@ -40,6 +40,9 @@ class Settings:
 
     sole: bool = setting("no other gateway sells the same sales, so a refusal needs no second look", default=False)
     sales_max: int = setting("sales followed at once", default=64, minimum=1, maximum=10_000)
+    unasked_s: float = setting(
+        "a sale that nobody has asked for in this time is followed no more, s", default=60.0, minimum=1, maximum=86_400
+    )
     fingerprints_max: int = setting("fingerprints kept of one sale", default=1_000_000, minimum=1)
     reads_max: int = setting("reads under way at once", default=256, minimum=1)
     waits_max: int = setting("long polls at once", default=2000, minimum=1)

@@ -182,6 +182,11 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.changes: list[tuple[str, str, str]] = []
         self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
 
+    @property
+    def streams(self) -> int:
+        """Streams of stock that are open."""
+        return len(self._queues)
+
     def end_streams(self) -> None:
         """Ends every stream as a service does that stops."""
         for queue in self._queues:

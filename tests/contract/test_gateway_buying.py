@@ -250,15 +250,30 @@ async def test_a_sale_that_is_asked_for_keeps_its_place_and_a_forgotten_one_make
         followers = h.gateway.parts.followers
         assert (await h.buy("key", sale=OTHER_SALE)).status == 202, "not followed, and bought all the same"
         assert followers.known(OTHER_SALE) is None
-        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 60
+        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 20
         assert (await h.buy("key")).status == 409
         assert (await h.buy("key-2", sale=OTHER_SALE)).status == 202
         assert followers.known(OTHER_SALE) is None, "a refusal at the door is asking too"
-        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 60
+        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 20
         assert (await h.buy("key-3", sale=OTHER_SALE)).status == 202
         assert followers.known(OTHER_SALE) is not None
         assert followers.known(SALE) is None
         assert list(followers.by_path) == [f"/v1/sales/{OTHER_SALE}/purchases"]
+
+
+async def test_a_sale_that_nobody_asks_for_any_more_is_followed_no_more_and_leaves_nothing_behind() -> None:
+    async with harness(unasked_s=60) as h:
+        await h.inventories.push(reading(0))
+        await h.followed()
+        followers = h.gateway.parts.followers
+        followers.by_path[f"/v1/sales/{SALE}/purchases"].asked_at -= 61
+        await until(lambda: not len(followers))
+        await until(lambda: not h.inventories.streams)
+        assert not followers.by_path
+        await h.buy("key")
+        await h.followed()
+        assert (await h.buy("another")).status == 409, "once somebody comes after all, it is followed again"
+        assert h.inventories.streams == 1
 
 
 async def test_the_inventory_service_may_be_restarted_and_the_sale_is_followed_again() -> None:
