@@ -63,17 +63,18 @@ def write_definitions(folder: StackFolder, secrets: Secrets) -> None:
 def are_told(folder: StackFolder, started_s: float) -> bool:
     """Whether a broker that runs since ``started_s`` (seconds since the epoch) knows what is written down: it has read
     it at its start, or was told of it since."""
-    told = _told_file(folder)
+    told = told_file(folder)
     known_since_s = max(started_s, told.stat().st_mtime if told.exists() else 0.0)
     return definitions_file(folder).stat().st_mtime <= known_since_s
 
 
 def note_told(folder: StackFolder) -> None:
     """Remember that the broker that runs has been told."""
-    _told_file(folder).touch()
+    told_file(folder).touch()
 
 
-def _told_file(folder: StackFolder) -> Path:
+def told_file(folder: StackFolder) -> Path:
+    """Changed when the broker that runs was told."""
     return definitions_file(folder).with_suffix(".told")
 
 
