@@ -11,7 +11,6 @@ import itertools
 import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +18,11 @@ import pytest
 from gateway.local_tokens import issue
 from tests.contract.gateway_harness import SALE, SECRET, Harness, harness, until
 from tests.support.bystander import Bystander, bystander
+from tests.support.memory import memory_mb
 
 BUY = f"/v1/sales/{SALE}/purchases"
 #: A purchase beside an attack is answered within this, s.
 UNAFFECTED_S = 1.5
-
-
-def memory_mb() -> float:
-    """Resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024 / 1024
 
 
 @pytest.fixture(autouse=True)

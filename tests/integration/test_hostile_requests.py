@@ -36,6 +36,7 @@ from tests.support.http2_peer import (
     http2_peer,
     message,
 )
+from tests.support.memory import forget_peak, memory_mb, memory_peak_mb
 from tests.support.probe_service import SERVICE, probe_service
 
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 4, 8, 12
@@ -120,15 +121,24 @@ async def test_our_own_channels_take_nothing_compressed_either() -> None:
         writers.append(writer)
         await _answer_with_a_bomb(reader, writer)
 
+    bomb()
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        async with open_channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
-            stub: Any = pb_grpc.InventoryServiceStub(channel)
-            # At once, and not when the call's time is over.
-            assert await code_of(stub.GetSale(pb.GetSaleRequest(), timeout=20)) is grpc.StatusCode.UNIMPLEMENTED
-        # grpc keeps the connection of a closed channel for a while.
-        for writer in writers:
-            writer.close()
-            await writer.wait_closed()
+        try:
+            async with open_channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
+                stub: Any = pb_grpc.InventoryServiceStub(channel)
+                forget_peak()
+                before = memory_mb()
+                # At once, and not when the call's time is over.
+                refused = await code_of(stub.GetSale(pb.GetSaleRequest(), timeout=20))
+                # grpc refuses the algorithm; where the message is there first, it unpacks up to the limit of an answer
+                # and refuses the rest.
+                assert refused in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+                assert memory_peak_mb() < before + 20
+        finally:
+            # grpc keeps the connection of a closed channel for a while.
+            for writer in writers:
+                writer.close()
+                await writer.wait_closed()
 
 
 class _Unfinished:

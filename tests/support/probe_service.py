@@ -22,6 +22,7 @@ from mesh.logs import configure_logs
 from mesh.metrics import Metrics
 from mesh.receiving import ReceivingBounds
 from mesh.server import GrpcServer
+from tests.support.memory import memory_mb, memory_peak_mb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
 _ROOT = Path(__file__).resolve().parents[2]
@@ -71,21 +72,15 @@ class ProbeService:
         self._process = process
         self.port = port
 
-    def _memory(self, what: str) -> float:
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith(what + ":"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError(f"no {what}")
-
     @property
     def memory_mb(self) -> float:
         """Resident memory."""
-        return self._memory("VmRSS")
+        return memory_mb(self._process.pid)
 
     @property
     def memory_peak_mb(self) -> float:
         """The most it ever was."""
-        return self._memory("VmHWM")
+        return memory_peak_mb(self._process.pid)
 
     @property
     def alive(self) -> bool:
