@@ -31,7 +31,7 @@ OK = ErrorReason.ERROR_REASON_UNSPECIFIED
 
 @pytest_asyncio.fixture(scope="module")
 async def bank(servers: Servers) -> AsyncIterator[BalanceClient]:
-    async with balance_service(servers.new_database("balance")) as client:
+    async with balance_service(servers.migrated_database("balance")) as client:
         yield client
 
 

@@ -27,7 +27,7 @@ Admin = psycopg.Connection[tuple[object, ...]]
 
 @pytest_asyncio.fixture(scope="module")
 async def database_url(servers: Servers) -> str:
-    return servers.new_database("balance")
+    return servers.migrated_database("balance")
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -176,7 +176,7 @@ async def test_every_wrong_transfer_is_reported(bank: BalanceClient, admin: Admi
 
 
 async def test_totals_show_what_is_wrong(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url) as bank:
         [user] = await bank.fund(100)
         await bank.place(hold_item(user, 60))
@@ -194,7 +194,7 @@ async def test_totals_show_what_is_wrong(servers: Servers) -> None:
 
 
 async def test_at_most_a_hundred_of_each_are_reported(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url) as bank:
         await bank.fund(100, users=150)
         with psycopg.connect(servers.admin_url_of(url), autocommit=True) as conn:
@@ -206,7 +206,7 @@ async def test_at_most_a_hundred_of_each_are_reported(servers: Servers) -> None:
 
 
 async def test_the_busiest_second_slides_and_leaves_out_its_far_edge(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url) as bank:
         with psycopg.connect(url, autocommit=True) as conn:
             # Holds at 0.0 (2), 0.6 (3), 1.0 (4), 1.6 (2): [0.6, 1.6) has 7, and 1.6 is just outside it.

@@ -25,7 +25,6 @@ from balance_svc.hold_book import HoldBook
 from balance_svc.transfer import TransferKind, TransferRequest
 from balance_svc.transfer_book import TransferBook
 from mesh.errors import reason_name
-from mesh.migrations import migrate
 from mesh.postgres import Queries, open_pool
 from tests.support.balance_service import SQL, fresh, new_id
 from tests.support.servers import Servers
@@ -33,10 +32,7 @@ from tests.support.servers import Servers
 
 @pytest.fixture(scope="module")
 def database_url(servers: Servers) -> str:
-    url = servers.new_database("balance")
-    with asyncio.Runner() as runner:
-        runner.run(migrate(url, SQL / "migrations"))
-    return url
+    return servers.migrated_database("balance")
 
 
 @pytest.mark.parametrize("table", ["ledger_entries", "transfers"])

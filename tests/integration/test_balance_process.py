@@ -88,7 +88,7 @@ async def test_a_failing_expirer_ends_the_process(servers: Servers) -> None:
 
 
 async def test_a_killed_postgres_loses_no_acknowledged_hold(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url, expiry_interval_s=0.1) as bank:
         users = await bank.fund(10_000, users=20)
         held: list[str] = []
@@ -128,7 +128,7 @@ async def captured(bank: BalanceClient, hold_ids: list[str]) -> int:
 
 
 async def test_an_absent_database_is_unavailable_and_recovers_by_itself(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url, expiry_interval_s=0.05) as bank:
         [user] = await bank.fund(100)
         item = hold_item(user, 10)

@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def database_url(servers: Servers) -> str:
-    return servers.new_database("balance")
+    return servers.migrated_database("balance")
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -192,7 +192,7 @@ async def test_capture_and_expiry_at_once_end_in_exactly_one(bank: BalanceClient
 
 async def test_the_expirer_frees_what_nobody_captured(servers: Servers) -> None:
     settings = {"hold_ttl_s": 0.05, "expiry_interval_s": 0.05, "expiry_batch_max": 7}
-    async with balance_service(servers.new_database("balance"), **settings) as bank:
+    async with balance_service(servers.migrated_database("balance"), **settings) as bank:
         users = await bank.fund(100, users=30)
         items = [hold_item(user, 60) for user in users]
         assert await bank.place(*items) == [("", "HELD")] * 30
@@ -206,7 +206,7 @@ async def test_the_expirer_frees_what_nobody_captured(servers: Servers) -> None:
 
 
 async def test_what_lapsed_while_nobody_served_is_free_before_the_first_call(servers: Servers) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url, hold_ttl_s=0.05, expiry_interval_s=60.0) as bank:
         [user] = await bank.fund(100)
         assert await bank.place(hold_item(user, 60)) == [("", "HELD")]
@@ -219,7 +219,7 @@ async def test_what_lapsed_while_nobody_served_is_free_before_the_first_call(ser
 
 async def test_callers_who_go_away_midway_leave_right_books(servers: Servers) -> None:
     """Deadlines that run out anywhere in a transaction: the outcome is unknown, and a repetition tells it."""
-    async with balance_service(servers.new_database("balance"), pool_size=4) as bank:
+    async with balance_service(servers.migrated_database("balance"), pool_size=4) as bank:
         users = await bank.fund(1_000, users=10)
         chance = random.Random(1)
         ids = []
@@ -271,7 +271,7 @@ async def storm(bank: BalanceClient, users: list[str], ids: list[str], seed: int
 async def test_a_storm_of_batches_over_few_users_never_deadlocks_and_the_books_are_right_at_every_read(
     servers: Servers,
 ) -> None:
-    url = servers.new_database("balance")
+    url = servers.migrated_database("balance")
     async with balance_service(url, hold_ttl_s=0.2, expiry_interval_s=0.02, expiry_batch_max=10) as bank:
         users = await bank.fund(300, users=8)
         ids = [new_id() for _ in range(120)]

@@ -19,10 +19,9 @@ from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import SaleState, SaleTerms, Wish
-from inventory_svc.sale_book import MIGRATIONS, SaleBook
+from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate, gate_key
 from inventory_svc.waitlist_book import WaitlistBook
-from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
 from mesh.metrics import Metrics
@@ -54,8 +53,7 @@ class Parts:
 
 @pytest_asyncio.fixture(scope="module")
 async def parts(servers: Servers) -> AsyncIterator[Parts]:
-    url = servers.new_database("inventory")
-    await migrations.migrate(url, MIGRATIONS)
+    url = servers.migrated_database("inventory")
     async with open_pool(url, name="model", size=3) as pool, open_redis(servers.redis_url) as redis:
         gate, sales, book = StockGate(redis), SaleBook(pool), ReservationBook(pool)
         waitlist = WaitlistBook(pool)

@@ -21,11 +21,10 @@ from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import SaleState, SaleTerms, Wish
-from inventory_svc.sale_book import MIGRATIONS, SaleBook
+from inventory_svc.sale_book import SaleBook
 from inventory_svc.stock_gate import StockGate, gate_key
 from inventory_svc.waitlist import Line
 from inventory_svc.waitlist_book import WaitlistBook
-from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
 from mesh.metrics import Metrics
@@ -62,8 +61,7 @@ async def parts(servers: Servers) -> AsyncIterator[Parts]:
     def ignore(*_: object) -> None:
         return None
 
-    url = servers.new_database("inventory")
-    await migrations.migrate(url, MIGRATIONS)
+    url = servers.migrated_database("inventory")
     async with open_pool(url, name="model", size=3) as pool, open_redis(servers.redis_url) as redis:
         gate, sales, book, waitlist = StockGate(redis), SaleBook(pool), ReservationBook(pool), WaitlistBook(pool)
         proofs = GrantProofs(gate)

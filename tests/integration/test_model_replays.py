@@ -33,12 +33,11 @@ from inventory_svc.recalibration import RecalibrationMetrics, Recalibrator
 from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.reserving import Reserving
 from inventory_svc.sale import Wish
-from inventory_svc.sale_book import MIGRATIONS, SQL, SaleBook
+from inventory_svc.sale_book import SQL, SaleBook
 from inventory_svc.servicer import InventoryServicer
 from inventory_svc.stock_gate import StockGate, gate_key
 from inventory_svc.stock_watch import StockWatch
 from inventory_svc.waitlist_book import WaitlistBook
-from mesh import migrations
 from mesh.errors import DomainError
 from mesh.identity import purchase_id
 from mesh.metrics import Metrics
@@ -300,9 +299,7 @@ class Stock:
 
 @pytest_asyncio.fixture(scope="module")
 async def database(servers: Servers) -> str:
-    url = servers.new_database("inventory")
-    await migrations.migrate(url, MIGRATIONS)
-    return url
+    return servers.migrated_database("inventory")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import balance_svc.process
 import balance_svc.settings
 import inventory_svc.settings
 import purchase_svc.settings
-from mesh import migrations
 from mesh.server import REFLECTION_SETTING
 from mesh.settings import read_settings
 from tests.support.inventory_rig import inventory_rig
@@ -72,8 +71,7 @@ async def test_inventory_and_purchase_tell_their_contract_only_if_they_may(serve
 
 
 async def test_balance_tells_its_contract_only_if_it_may(servers: Servers) -> None:
-    url = servers.new_database("balance")
-    await migrations.migrate(url, balance_svc.process._MIGRATIONS)
+    url = servers.migrated_database("balance")
     for reflection in (True, False):
         settings = balance_svc.settings.Settings(database_url=url, listen="127.0.0.1:0", reflection=reflection)
         async with balance_svc.process.running(settings) as running:

@@ -8,11 +8,9 @@ from contextlib import AsyncExitStack
 import psycopg
 import pytest
 
-from mesh import migrations
 from mesh.errors import DomainError
 from mesh.postgres import open_pool
 from purchase_svc.pacing import Pace, TokenBucket
-from purchase_svc.purchase_book import MIGRATIONS_FOLDER
 from tests.support.servers import Servers
 
 PACE = Pace(rate_per_s=500, burst=100)
@@ -20,9 +18,7 @@ PACE = Pace(rate_per_s=500, burst=100)
 
 @pytest.fixture
 async def database_url(servers: Servers) -> str:
-    url = servers.new_database("purchase")
-    await migrations.migrate(url, MIGRATIONS_FOLDER)
-    return url
+    return servers.migrated_database("purchase")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from balance_svc.process import running
 from balance_svc.settings import Settings
 from mesh.channels import open_channel
 from mesh.errors import from_rpc_error, reason_name
-from mesh.migrations import migrate
 
 SQL = Path(balance_svc.__file__).parent / "sql"
 SALE = "5b1c9f0e-0000-4000-8000-000000000001"
@@ -149,8 +148,7 @@ def assert_right(check: pb.CheckBooksResponse, wrong: Sequence[str] = ()) -> Non
 
 @asynccontextmanager
 async def balance_service(database_url: str, **settings: Any) -> AsyncIterator[BalanceClient]:
-    """A service on the database, migrated first."""
-    await migrate(database_url, SQL / "migrations")
+    """A service on the database, which must be migrated."""
     values = {"database_url": database_url, "listen": "127.0.0.1:0", "grace_s": 1.0, **settings}
     async with running(Settings(**values)) as service:
         channel = open_channel(f"127.0.0.1:{service.port}")

@@ -13,9 +13,7 @@ from flashsale.inventory.v1 import inventory_service_pb2 as pb
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 
 from inventory_svc.process import running
-from inventory_svc.sale_book import MIGRATIONS
 from inventory_svc.settings import Settings
-from mesh import migrations
 from mesh.channels import open_channel
 from mesh.identity import purchase_id
 from tests.support.servers import Servers
@@ -122,9 +120,8 @@ class InventoryRig:
 async def inventory_rig(servers: Servers, **changes: Any) -> AsyncIterator[InventoryRig]:
     """The service on a fresh database; ``changes`` go over its settings."""
     settings = Settings(
-        database_url=servers.new_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
+        database_url=servers.migrated_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
     )
-    await migrations.migrate(settings.database_url, MIGRATIONS)
     async with second_rig(replace(settings, **changes)) as rig:
         yield rig
 

@@ -17,10 +17,8 @@ from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 import inventory_svc.process
 import inventory_svc.sale_book
 import inventory_svc.settings
-from mesh import migrations
 from mesh.channels import open_channel
 from purchase_svc.process import Running, running_serve
-from purchase_svc.purchase_book import MIGRATIONS_FOLDER
 from purchase_svc.settings import ServeSettings
 from tests.support.servers import Servers
 from tests.support.settlement_rig import declare_queues
@@ -82,12 +80,11 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
     """Both services on fresh databases; ``changes`` go over the purchase service's settings."""
     async with AsyncExitStack() as stack:
         inventory_settings = inventory_svc.settings.Settings(
-            database_url=servers.new_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
+            database_url=servers.migrated_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
         )
-        await migrations.migrate(inventory_settings.database_url, inventory_svc.sale_book.MIGRATIONS)
         inventory = await stack.enter_async_context(inventory_svc.process.running(inventory_settings))
         given = {
-            "database_url": servers.new_database("purchase"),
+            "database_url": servers.migrated_database("purchase"),
             "amqp_url": servers.amqp_url,
             "inventory_target": f"127.0.0.1:{inventory.port}",
             "balance_target": "127.0.0.1:1",
@@ -96,7 +93,6 @@ async def purchase_rig(servers: Servers, **changes: Any) -> AsyncIterator[Purcha
         # No worker runs that would make the queues.
         await declare_queues(servers.amqp_url)
         settings = ServeSettings(**(given | changes))
-        await migrations.migrate(settings.database_url, MIGRATIONS_FOLDER)
         running = await stack.enter_async_context(running_serve(settings))
         channels = [open_channel(f"127.0.0.1:{port}") for port in (running.port, inventory.port)]
         for channel in channels:

@@ -3,6 +3,8 @@
 import http.client
 import itertools
 import secrets
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,11 @@ import grpc
 import psycopg
 from psycopg import sql
 
+from stack.folder import CHECKOUT
 from stack.peers import open_as, peer_files
 from stack.private import private_stack
 from stack.replicas import Replicas
+from stack.services import base_environment
 
 
 class Servers:
@@ -25,6 +29,8 @@ class Servers:
         self.stack, self._lease = private_stack()
         self._started: set[str] = set()
         self._numbers = itertools.count(1)
+        #: Migrated databases that others are copies of, by the service's name.
+        self._templates: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -81,13 +87,45 @@ class Servers:
     def new_database(self, name: str) -> str:
         """A fresh, empty database owned by a fresh role; its URL."""
         unique, password = f"{name}_{next(self._numbers)}", secrets.token_hex(16)
-        admin = self.postgres_admin_url
-        with psycopg.connect(admin, autocommit=True) as conn:
-            identifier = sql.Identifier(unique)
-            conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(identifier, sql.Literal(password)))
-            conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
-        address = admin.rpartition("@")[2].rpartition("/")[0]
+        self._as_admin(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(unique), sql.Literal(password)),
+            sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(unique)),
+        )
+        address = self.postgres_admin_url.rpartition("@")[2].rpartition("/")[0]
         return f"postgresql://{unique}:{password}@{address}/{unique}"
+
+    def migrated_database(self, service: str) -> str:
+        """A fresh database of inventory, balance or purchase, migrated; its URL. A copy of one that was migrated once,
+        which takes a fifth of the time; the copies of a service have one owner."""
+        template = self._templates.get(service)
+        if template is None:
+            template = self._templates[service] = self._migrated(self.new_database(service), service)
+        address, _, original = template.rpartition("/")
+        copy = f"{original}_{next(self._numbers)}"
+        self._as_admin(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(
+                sql.Identifier(copy), sql.Identifier(original), sql.Identifier(original)
+            )
+        )
+        return f"{address}/{copy}"
+
+    def _migrated(self, url: str, service: str) -> str:
+        subprocess.run(
+            (sys.executable, "-m", f"{service}_svc", "migrate"),
+            check=True,
+            timeout=60,
+            env=base_environment() | {f"{service.upper()}_DATABASE_URL": url},
+            cwd=CHECKOUT,
+        )
+        # Nobody, autovacuum neither, is connected while it is copied.
+        database = sql.Identifier(url.rpartition("/")[2])
+        self._as_admin(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+        return url
+
+    def _as_admin(self, *statements: sql.Composed) -> None:
+        with psycopg.connect(self.postgres_admin_url, autocommit=True) as conn:
+            for statement in statements:
+                conn.execute(statement)
 
     def stop(self, part: str) -> None:
         """Stops redis, postgres or rabbitmq, cleanly."""

@@ -20,13 +20,13 @@ import balance_svc.settings
 import inventory_svc.process
 import inventory_svc.sale_book
 import inventory_svc.settings
-from mesh import identity, migrations
+from mesh import identity
 from mesh.channels import open_channel
 from mesh.postgres import Pool, open_pool
 from purchase_svc import settlement_queue
 from purchase_svc.pacing import Pace, TokenBucket
 from purchase_svc.purchase import Purchase, PurchaseState, Wish
-from purchase_svc.purchase_book import MIGRATIONS_FOLDER, PurchaseBook, Terms
+from purchase_svc.purchase_book import PurchaseBook, Terms
 from purchase_svc.settlement import Settlement
 from purchase_svc.settlement_book import SettlementBook
 from purchase_svc.settlement_process import Running, running_settle
@@ -314,22 +314,19 @@ async def settlement_rig(
         inventory = Service(
             inventory_svc.process.running,
             inventory_svc.settings.Settings(
-                database_url=servers.new_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
+                database_url=servers.migrated_database("inventory"), redis_url=servers.redis_url, listen="127.0.0.1:0"
             ),
         )
         balance = Service(
             balance_svc.process.running,
             balance_svc.settings.Settings(
-                database_url=servers.new_database("balance"),
+                database_url=servers.migrated_database("balance"),
                 listen="127.0.0.1:0",
                 hold_ttl_s=hold_ttl_s,
                 expiry_interval_s=0.05,
             ),
         )
-        purchase_url = servers.new_database("purchase")
-        await migrations.migrate(inventory._settings.database_url, inventory_svc.sale_book.MIGRATIONS)
-        await migrations.migrate(balance._settings.database_url, balance_svc.process._MIGRATIONS)
-        await migrations.migrate(purchase_url, MIGRATIONS_FOLDER)
+        purchase_url = servers.migrated_database("purchase")
         for service in (inventory, balance):
             await service.start()
             stack.push_async_callback(service.stop)
