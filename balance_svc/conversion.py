@@ -1,13 +1,11 @@
 """Between the contract's messages and the domain: what a client sent is checked here, item by item or as a whole."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Protocol
 
 from flashsale.balance.v1 import balance_service_pb2 as pb
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.common.v1.money_pb2 import Money
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from balance_svc.account import Account, AccountKey
 from balance_svc.books_check import BooksCheck
@@ -16,6 +14,7 @@ from balance_svc.ledger import EntryKind
 from balance_svc.listings import BookedEntry
 from balance_svc.transfer import TransferKind, TransferRequest
 from mesh.errors import invalid_argument
+from mesh.timestamps import timestamp
 from mesh.validation import AMOUNT_MINOR_MAX, ID_LENGTH_MAX, Violations, canonical_uuid, is_name
 
 _STATES = {state: pb.HoldState.Value(f"HOLD_STATE_{state}") for state in HoldState}
@@ -232,12 +231,3 @@ def books_message(check: BooksCheck) -> pb.CheckBooksResponse:
         last_hold_time=timestamp(check.pace.last_hold_time),
         wrong_transfers=check.wrong_transfers,
     )
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    """A time as protobuf has it; None stays absent."""
-    if moment is None:
-        return None
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message

@@ -5,11 +5,11 @@ from datetime import datetime
 
 from flashsale.common.v1.money_pb2 import Money
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from inventory_svc.sale import Reservation, ReservationState, SaleTerms, Stock, Wish
 from mesh import page_token
 from mesh.errors import invalid_argument
+from mesh.timestamps import timestamp
 from mesh.validation import Violations, canonical_uuid, is_name
 
 _BATCH_MAX = 1_000
@@ -72,15 +72,6 @@ def state_of_filter(state: int) -> ReservationState | None:
     if state not in pb.ReservationState.values() or state == pb.ReservationState.RESERVATION_STATE_WAITING:
         raise invalid_argument(("state", f"{state} is no state"))
     return ReservationState(pb.ReservationState.Name(state).removeprefix("RESERVATION_STATE_"))  # type: ignore[arg-type]
-
-
-def timestamp(time: datetime | None) -> Timestamp | None:
-    """A time as protobuf has it; None leaves a field absent."""
-    if time is None:
-        return None
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def price_message(terms: SaleTerms) -> Money:

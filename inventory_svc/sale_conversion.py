@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
 
-from inventory_svc.conversion import price_message, timestamp
+from inventory_svc.conversion import price_message
 from inventory_svc.sale import Sale, SaleChange, SaleState, SaleTerms, Times
 from mesh import page_token
+from mesh.timestamps import timestamp
 from mesh.validation import ID_LENGTH_MAX, Violations, is_name
 
 _TOTAL_MAX = 10_000_000

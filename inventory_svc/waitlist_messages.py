@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from flashsale.inventory.v1 import inventory_service_pb2 as pb
 
-from inventory_svc.conversion import timestamp
 from inventory_svc.waitlist import Place, WaitlistEntry, WaitlistState
 from mesh import page_token
 from mesh.errors import invalid_argument
+from mesh.timestamps import timestamp
 
 _TICKET_MAX = 2**63 - 1
 

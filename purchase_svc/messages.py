@@ -2,18 +2,17 @@
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import cast
 
 from flashsale.common.v1.error_reason_pb2 import ErrorReason
 from flashsale.common.v1.money_pb2 import Money
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh import page_token
 from mesh.errors import DomainError, invalid_argument, jittered_ms, suggested_retry_ms
 from mesh.identity import purchase_id
+from mesh.timestamps import timestamp
 from mesh.validation import Violations, canonical_uuid, is_name
 from purchase_svc.purchase import (
     NO_PLACE,
@@ -154,8 +153,8 @@ def write_purchase(purchase: Purchase, place: Place = NO_PLACE) -> pb.Purchase:
         reason=write_reason(purchase.reason),
         # Those of a refund under way may be somebody else's already.
         share_numbers=purchase.share_numbers if purchase.state is PurchaseState.CONFIRMED else (),
-        create_time=write_time(purchase.create_time),
-        update_time=write_time(purchase.update_time),
+        create_time=timestamp(purchase.create_time),
+        update_time=timestamp(purchase.update_time),
         waitlist_position=place.position,
         estimated_wait_s=place.estimated_wait_s,
     )
@@ -195,11 +194,11 @@ def write_summary(summary: SaleSummary, queued_messages: int, dead_letters: int)
             units=count.units,
         )
     if summary.first_claim_time is not None:
-        response.first_claim_time.CopyFrom(write_time(summary.first_claim_time))
+        response.first_claim_time.CopyFrom(timestamp(summary.first_claim_time))
     if summary.last_final_time is not None:
-        response.last_final_time.CopyFrom(write_time(summary.last_final_time))
+        response.last_final_time.CopyFrom(timestamp(summary.last_final_time))
     if summary.oldest_unsettled_time is not None:
-        response.oldest_unsettled_time.CopyFrom(write_time(summary.oldest_unsettled_time))
+        response.oldest_unsettled_time.CopyFrom(timestamp(summary.oldest_unsettled_time))
     return response
 
 
@@ -212,10 +211,3 @@ def write_reason(number: int) -> "ErrorReason.ValueType":
     """The number of an ErrorReason as messages take it."""
     # A cast, because ErrorReason looks every attribute up by name, which costs more than all else about an outcome.
     return cast("ErrorReason.ValueType", number)
-
-
-def write_time(moment: datetime) -> Timestamp:
-    """The time as the contract has it."""
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

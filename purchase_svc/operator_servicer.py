@@ -11,9 +11,10 @@ from flashsale.purchase.v1 import purchase_service_pb2_grpc as pb_grpc
 from mesh import page_token
 from mesh.channels import timeout_s
 from mesh.errors import invalid_argument
+from mesh.timestamps import timestamp
 from mesh.validation import canonical_uuid
 from purchase_svc.dead_letter import DeadLetter
-from purchase_svc.messages import write_reason, write_time
+from purchase_svc.messages import write_reason
 from purchase_svc.operator_desk import OperatorDesk
 from purchase_svc.statement_messages import read_statement_request, write_statement
 from purchase_svc.statements import TIMEOUT_S as STATEMENT_TIMEOUT_S
@@ -78,7 +79,7 @@ class OperatorCalls(pb_grpc.PurchaseServiceServicer):
 
 def _write_letter(letter: DeadLetter) -> pb.DeadLetter:
     return pb.DeadLetter(
-        first_seen_time=write_time(letter.first_seen) if letter.first_seen else None,
+        first_seen_time=timestamp(letter.first_seen) if letter.first_seen else None,
         partition=-1 if letter.partition is None else letter.partition,
         body_bytes=len(letter.body),
         reason=letter.reason,

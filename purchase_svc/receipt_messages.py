@@ -4,8 +4,9 @@ from flashsale.balance.v1 import balance_service_pb2 as balance_pb
 from flashsale.inventory.v1 import inventory_service_pb2 as inventory_pb
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
+from mesh.timestamps import timestamp
 from purchase_svc import words
-from purchase_svc.messages import write_purchase, write_state, write_time
+from purchase_svc.messages import write_purchase, write_state
 from purchase_svc.purchase import Place
 from purchase_svc.receipts import Receipt
 
@@ -18,7 +19,7 @@ def write_receipt(receipt: Receipt, place: Place) -> pb.GetReceiptResponse:
         reservation=_reservation(receipt.reservation) if receipt.reservation else None,
         hold=_hold(receipt.hold) if receipt.hold else None,
         steps=[
-            pb.ReceiptStep(state=write_state(step.state), time=write_time(step.time), words=words.of_step(step.state))
+            pb.ReceiptStep(state=write_state(step.state), time=timestamp(step.time), words=words.of_step(step.state))
             for step in receipt.history.steps()
         ],
         words=words.of_state(purchase.state, purchase.reason),

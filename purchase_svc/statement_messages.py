@@ -6,8 +6,9 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
 from mesh import page_token
+from mesh.timestamps import timestamp
 from purchase_svc import words
-from purchase_svc.messages import PAGE_BYTES_MAX, read_sale_id, write_reason, write_state, write_time
+from purchase_svc.messages import PAGE_BYTES_MAX, read_sale_id, write_reason, write_state
 from purchase_svc.purchase import PurchaseState
 from purchase_svc.statements import Statement
 
@@ -55,7 +56,7 @@ def write_statement(statement: Statement, sale_id: uuid.UUID, limit: int) -> pb.
             quantity=each.quantity,
             state=write_state(each.state),
             reason=write_reason(each.reason),
-            end_time=write_time(each.end_time),
+            end_time=timestamp(each.end_time),
         )
         size_bytes += message.ByteSize()
         if response.non_wins and size_bytes > PAGE_BYTES_MAX:
