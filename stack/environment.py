@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stack.certificates import SETTINGS as CERTIFICATE_SETTINGS
-from stack.certificates import files_of
+from stack.certificates import TRUST_DOMAIN, files_of
 from stack.database_roles import AUDITOR, DATABASES, auditor_url, database_url, owner_url
 from stack.errors import StackError
 from stack.folder import StackFolder, locate
@@ -38,6 +38,7 @@ _KEYS_OF_TOKENS = ("GATEWAY_JWKS_FILE", "GATEWAY_JWKS_URL")
 _ADDRESSES = ("INVENTORY_TARGET", "BALANCE_TARGET", "PURCHASE_TARGET", "GATEWAY_URL", "GATEWAY_URLS")
 # Whether the services speak mutual TLS: on, unless this says off (for comparison).
 TLS_SWITCH = "MESH_TLS"
+_TRUST_DOMAIN = "MESH_TLS_TRUST_DOMAIN"
 _SECRET_NAMES = ("PASSWORD", "SECRET")
 _URL_WITH_PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
 _OWNER = "OWNER_"
@@ -110,10 +111,16 @@ def build(
 
 
 def uses_tls(settings: Mapping[str, str]) -> bool:
-    """Whether these settings ask for mutual TLS. Raises StackError for a switch that is neither on nor off."""
+    """Whether these settings ask for mutual TLS. Raises StackError for a switch that is neither on nor off, and for a
+    trust domain that the certificates made here are not of: every service would refuse its own."""
     switch = settings.get(TLS_SWITCH, "") or "on"
     if switch not in ("on", "off"):
         raise StackError(f"{TLS_SWITCH} is {switch!r}, but must be on or off")
+    if switch == "on" and (domain := settings.get(_TRUST_DOMAIN) or TRUST_DOMAIN) != TRUST_DOMAIN:
+        raise StackError(
+            f"{_TRUST_DOMAIN} is {domain!r}, but the certificates of a local stack are of {TRUST_DOMAIN!r}: leave it"
+            " unset here, it is for certificates that come from elsewhere"
+        )
     return switch == "on"
 
 

@@ -82,7 +82,11 @@ class Stack:
         return environment.build(self.folder, self._ports, self._known_secrets(), self._settings, self._replicas)
 
     def up(self) -> None:
-        """Bring everything up. What runs already is left alone, except services whose settings have changed."""
+        """Bring everything up. What runs already is left alone, except services whose settings have changed.
+
+        Raises StackError, before anything is touched, for settings that contradict each other.
+        """
+        environment.uses_tls(self._settings)
         self.folder.create()
         with self._locked():
             self.folder.complete_file.unlink(missing_ok=True)

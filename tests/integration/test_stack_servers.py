@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from stack.errors import StackError
+from stack.folder import StackFolder
 from stack.ports import PortLease, Ports, refuse_taken
 from stack.private import private_stack
 from stack.replicas import REPLICAS_MAX, Replicas
@@ -142,6 +143,21 @@ def test_two_leases_share_no_port() -> None:
     finally:
         for lease in leases:
             lease.close()
+
+
+def test_settings_that_contradict_the_certificates_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    lease = PortLease()
+    stack = Stack(StackFolder(tmp_path / "stack"), lease.ports, settings={"MESH_TLS_TRUST_DOMAIN": "acme"})
+    try:
+        with pytest.raises(StackError, match="MESH_TLS_TRUST_DOMAIN is 'acme'"):
+            stack.up()
+        assert not stack.folder.path.exists()
+        with pytest.raises(StackError, match="MESH_TLS_TRUST_DOMAIN is 'acme'"):
+            stack.renew_certificates()
+        assert not stack.folder.certificates.exists()
+    finally:
+        stack.discard()
+        lease.close()
 
 
 @pytest.fixture(scope="module")
