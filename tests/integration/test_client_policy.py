@@ -236,6 +236,17 @@ async def test_a_watch_that_breaks_off_goes_on_and_tells_no_state_twice() -> Non
         assert len(servicer.calls) == 4
 
 
+async def test_a_watch_that_outlives_the_certificate_it_began_with_goes_on_and_one_that_is_refused_ends() -> None:
+    async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
+        expired = DomainError(R.ERROR_REASON_UNAUTHENTICATED)
+        servicer.script.extend([(RESERVED, expired), (RESERVED, expired), (RESERVED, CONFIRMED)])
+        assert [state_name(each) async for each in client.watch("p")] == ["RESERVED", "CONFIRMED"]
+        servicer.script.extend([(RESERVED, expired), expired])
+        with pytest.raises(reasons.Unauthenticated):
+            await client.outcome("p")
+        assert len(servicer.calls) == 5
+
+
 async def test_a_watch_ends_when_there_is_nothing_to_watch_or_time_is_up() -> None:
     async with scripted() as (servicer, target), AsyncClient(purchase=target) as client:
         servicer.script.append(DomainError(R.ERROR_REASON_PURCHASE_NOT_FOUND))

@@ -13,6 +13,8 @@ from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceSt
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
+from flashsale_client.aio_channel import AsyncRenewingChannel
+from flashsale_client.certificates import Certificates, Material
 from flashsale_client.connection import Target, Tls, options_of, require_private, target_of
 from flashsale_client.deadlines import WithDeadlines
 from flashsale_client.errors import FlashsaleError, error_of_call
@@ -45,7 +47,8 @@ class AsyncClient:
 
     Every method raises a FlashsaleError, by reason: SoldOut, DeadlineExceeded ... Every call has a deadline, by default
     the policy's. A target is an address, a ``dns:///`` name or a list of replicas; without ``tls`` only on this
-    machine, unless ``plaintext`` says otherwise. Raises ValueError for a target that cannot be meant.
+    machine, unless ``plaintext`` says otherwise; with it renewed certificate files are used without anything being
+    done. Raises ValueError for a target that cannot be meant; a first call for certificate files that cannot be used.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class AsyncClient:
             for target in self._targets.values():
                 require_private(target, plaintext=plaintext)
         self._tls = tls
+        self._certificates: Certificates | None = None
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -88,7 +92,13 @@ class AsyncClient:
             if self._tls is None:
                 channel = grpc.aio.insecure_channel(target, options)
             else:
-                channel = grpc.aio.secure_channel(target, self._tls.credentials(), options)
+                self._certificates = self._certificates or Certificates(self._tls)
+
+                def open_(material: Material) -> grpc.aio.Channel:
+                    return grpc.aio.secure_channel(target, material.credentials(), options)
+
+                # Not derived from the class: that would mean to pass on by hand what no stub uses.
+                channel = cast("grpc.aio.Channel", AsyncRenewingChannel(self._certificates, open_))
             self._channels[service] = channel
         return channel
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 from flashsale_client.policy import Policy
 
 #: One address, a gRPC target such as "dns:///purchase.internal:7053", or the addresses of all replicas.
@@ -34,11 +32,11 @@ _OPTIONS: list[tuple[str, str | int]] = [
 
 @dataclass(frozen=True)
 class Tls:
-    """Who this client is, and whom it believes: PEM files, read when a client connects for the first time.
+    """Who this client is, and whom it believes: PEM files, read when a client connects for the first time, and again
+    when they have changed.
 
     The services know their callers by certificate and take nobody without one, so all three are needed. A service must
-    show a certificate for its own name within the ``trust_domain``, wherever it runs: "purchase.flashsale". Renewed
-    files are used by clients made from then on.
+    show a certificate for its own name within the ``trust_domain``, wherever it runs: "purchase.flashsale".
     """
 
     authorities: Path
@@ -57,12 +55,6 @@ class Tls:
             raise ValueError("MESH_TLS_CA, MESH_TLS_CERTIFICATE, MESH_TLS_KEY: set all three or none")
         authorities, certificate, key = map(Path, files)
         return cls(authorities, certificate, key, environ.get("MESH_TLS_TRUST_DOMAIN", "") or cls.trust_domain)
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """As gRPC wants them. Raises OSError for a file that cannot be read."""
-        return grpc.ssl_channel_credentials(
-            self.authorities.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
-        )
 
 
 def _host(address: str) -> str:
@@ -108,6 +100,8 @@ def options_of(service: str, policy: Policy, tls: Tls | None) -> list[tuple[str,
     if tls is not None:
         kind = service.split(".")[1]
         options.append(("grpc.ssl_target_name_override", f"{kind}.{tls.trust_domain}"))
+        # Channels with equal options share connections: never one of an older certificate with one of a newer.
+        options.append(("grpc.use_local_subchannel_pool", 1))
     return options
 
 

@@ -33,6 +33,8 @@ class Following:
     def __init__(self) -> None:
         self._seen: pb.PurchaseState.ValueType = pb.PURCHASE_STATE_UNSPECIFIED
         self._failures = 0
+        #: Whether the present stream has told anything.
+        self._accepted = False
 
     def is_news(self, purchase: pb.Purchase) -> bool:
         """Takes in a message; whether it says something new."""
@@ -41,6 +43,7 @@ class Following:
             # Only then: streams that break off after what is known already are begun anew more and more seldom.
             self._failures = 0
         self._seen = purchase.state
+        self._accepted = True
         return news
 
     @property
@@ -51,7 +54,10 @@ class Following:
     def pause_s(self, error: FlashsaleError | None, left_s: float) -> float | None:
         """How long to wait before the stream is begun anew that ended with ``error`` (None: by itself); None when it is
         not, because the error is final or the time is up."""
-        if error is not None and not may_come_again(error):
+        # Who was accepted and is not any more has outlived a certificate; a newer one may have a connection by now.
+        outlived = self._accepted and error is not None and error.reason == "UNAUTHENTICATED"
+        self._accepted = False
+        if error is not None and not may_come_again(error) and not outlived:
             return None
         self._failures += 1
         backoff_s = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2 ** min(self._failures, 10))

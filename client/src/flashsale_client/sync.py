@@ -14,6 +14,7 @@ from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceSt
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
 
+from flashsale_client.certificates import Certificates, Material
 from flashsale_client.connection import Target, Tls, options_of, require_private, target_of
 from flashsale_client.deadlines import WithDeadlines
 from flashsale_client.errors import FlashsaleError, error_of_call
@@ -22,6 +23,7 @@ from flashsale_client.policy import Policy
 from flashsale_client.reasons import DeadlineExceeded
 from flashsale_client.repeating import pause_of_call_s
 from flashsale_client.services import BALANCE, INVENTORY, PURCHASE, missing
+from flashsale_client.sync_channel import RenewingChannel
 from flashsale_client.wishes import Answer, Rounds, Wish, batch_of
 
 Request = TypeVar("Request", contravariant=True)
@@ -55,6 +57,7 @@ class Client:
             for target in self._targets.values():
                 require_private(target, plaintext=plaintext)
         self._tls = tls
+        self._certificates: Certificates | None = None
         self._channels: dict[str, grpc.Channel] = {}
         self._lock = threading.Lock()
 
@@ -81,7 +84,13 @@ class Client:
                 if self._tls is None:
                     channel = grpc.insecure_channel(target, options)
                 else:
-                    channel = grpc.secure_channel(target, self._tls.credentials(), options)
+                    self._certificates = self._certificates or Certificates(self._tls)
+
+                    def open_(material: Material) -> grpc.Channel:
+                        return grpc.secure_channel(target, material.credentials(), options)
+
+                    # Not derived from the class: that would mean to pass on by hand what no stub uses.
+                    channel = cast("grpc.Channel", RenewingChannel(self._certificates, open_))
                 self._channels[service] = channel
             return channel
 
