@@ -20,6 +20,11 @@ _NO_STORE = ("cache-control", "no-store")
 #: Suggested delay where the outcome is unknown; the same Idempotency-Key may be sent again, milliseconds.
 _UNKNOWN_RETRY_MS = 1000
 
+#: What 401 asks for. Only a token that was there can be wrong (RFC 6750, section 3.1).
+_CHALLENGE = 'Bearer realm="flashsale"'
+_CHALLENGE_BAD_TOKEN = _CHALLENGE + ', error="invalid_token"'
+CHALLENGES = (_CHALLENGE, _CHALLENGE_BAD_TOKEN)
+
 _KNOWN = frozenset(ErrorReason.values())
 
 
@@ -31,6 +36,13 @@ class Answer:
     headers: Headers
     body: bytes
     reason: str = "OK"
+
+
+class NoTokenError(DomainError):
+    """UNAUTHENTICATED because the request says nothing of who sent it, rather than anything that is wrong."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(ErrorReason.ERROR_REASON_UNAUTHENTICATED, detail)
 
 
 class HttpError(Exception):
@@ -99,7 +111,7 @@ def domain_problem(error: DomainError) -> Answer:
     if retry_after_ms:
         headers.append(("retry-after", str(max(1, -(-retry_after_ms // 1000)))))
     if error.reason == ErrorReason.ERROR_REASON_UNAUTHENTICATED:
-        headers.append(("www-authenticate", 'Bearer realm="flashsale", error="invalid_token"'))
+        headers.append(("www-authenticate", _CHALLENGE if isinstance(error, NoTokenError) else _CHALLENGE_BAD_TOKEN))
     return _problem(
         error.http_status,
         error.reason_name,

@@ -15,6 +15,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, OctKey
 from joserfc.jws import JWSRegistry
 
+from gateway.problems import NoTokenError
 from gateway.verification_keys import ALGORITHMS, VerificationKeys
 from mesh.errors import DomainError
 from mesh.validation import is_name
@@ -120,11 +121,14 @@ class TokenChecker:
         return caller.user_id
 
     def caller(self, authorization: str | None) -> Caller:
-        """Whom an Authorization header names. Raises UNAUTHENTICATED when it does not hold a good token."""
+        """Whom an Authorization header names. Raises UNAUTHENTICATED when it does not hold a good token: NoTokenError
+        when there is no such header, or one of another scheme, which is as if there were none."""
         if not authorization:
-            raise _refused("an Authorization: Bearer token is required")
+            raise NoTokenError("an Authorization: Bearer token is required")
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token:
+        if scheme.lower() != "bearer":
+            raise NoTokenError("the Authorization header is not of the form: Bearer <token>")
+        if not token:
             raise _refused("the Authorization header is not of the form: Bearer <token>")
         known = self._known.get(token)
         if known is not None:

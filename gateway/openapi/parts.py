@@ -5,6 +5,7 @@ from typing import Any
 
 from gateway.admission import BODY_BYTES_MAX
 from gateway.openapi.json_schema import Schema, ref, text, whole
+from gateway.problems import CHALLENGES
 
 Operation = dict[str, Any]
 
@@ -64,7 +65,11 @@ def answer(description: str, schema: Schema | None = None, headers: Schema | Non
 def _problem(status: int, *, rate: bool) -> Schema:
     headers: Schema = {"Retry-After": {"required": True, **_RETRY_AFTER}} if status in _RETRIED else {}
     if status == 401:
-        headers["WWW-Authenticate"] = {"required": True, "schema": text("Bearer")}
+        headers["WWW-Authenticate"] = {
+            "required": True,
+            "description": "Asks for a bearer token (RFC 6750); says what is wrong with one that was sent",
+            "schema": text("A challenge", enum=list(CHALLENGES)),
+        }
     made: Schema = {
         "description": _PROBLEMS[status],
         "content": {"application/problem+json": {"schema": ref("Problem")}},

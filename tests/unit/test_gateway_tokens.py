@@ -11,6 +11,7 @@ from joserfc import jws, jwt
 from joserfc.jwk import OctKey
 
 from gateway.local_tokens import issue
+from gateway.problems import NoTokenError
 from gateway.tokens import TokenChecker
 from mesh.errors import DomainError
 
@@ -32,10 +33,11 @@ def checker(**changes: Any) -> TokenChecker:
     return TokenChecker(SECRET, **{"cache_max": 10, "clock": lambda: NOW, **changes})
 
 
-def refused(made: TokenChecker, authorization: str | None) -> None:
+def refused(made: TokenChecker, authorization: str | None) -> DomainError:
     with pytest.raises(DomainError) as caught:
         made.user_id(authorization)
     assert (caught.value.reason_name, caught.value.http_status) == ("UNAUTHENTICATED", 401)
+    return caught.value
 
 
 def test_a_good_token_names_its_user_again_and_again() -> None:
@@ -158,9 +160,14 @@ def test_any_other_role_is_none(role: Any) -> None:
     assert not made.caller(token).is_operator
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic YTpi", "Token x", "Bearer  ", "x" * 4000])
-def test_a_header_without_a_bearer_token_is_refused(header: str | None) -> None:
-    refused(checker(), header)
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer  ", "bearer x"])
+def test_a_header_with_no_good_bearer_token_is_refused(header: str) -> None:
+    assert not isinstance(refused(checker(), header), NoTokenError)
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic YTpi", "Token x", "x" * 4000])
+def test_who_sends_no_bearer_token_is_refused_for_that_alone(header: str | None) -> None:
+    assert isinstance(refused(checker(), header), NoTokenError)
 
 
 def test_a_remembered_token_is_refused_once_it_has_expired() -> None:
