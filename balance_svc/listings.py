@@ -3,26 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from balance_svc.account import Account
 from balance_svc.hold import Hold
 from balance_svc.hold_book import hold_from_row
 from balance_svc.ledger import EntryKind
 from mesh import page_token
+from mesh.pages import Listed
 from mesh.postgres import Pool, Queries, connection
 
-T = TypeVar("T")
-
 _BIGINT_MAX = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """Rows and the token of the next page, empty at the end."""
-
-    rows: list[T]
-    next_page_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +45,16 @@ class Listings:
         self._pool = pool
         self._queries = queries
 
-    async def accounts(self, size: int, token: str) -> Page[Account]:
+    async def accounts(self, size: int, token: str) -> Listed[Account]:
         """Accounts by user id and currency."""
         listing, size = ["accounts"], page_token.page_size(size)
         user_id, currency_code = page_token.decode(token, listing, 2) or ["", ""]
         params = {"after_user_id": user_id, "after_currency_code": currency_code, "rows_max": size + 1}
         rows = await self._read(self._queries.list_accounts, params)
-        accounts = [Account(*row) for row in rows[:size]]
-        return Page(accounts, page_token.encode(listing, accounts[-1].key) if len(rows) > size else "")
+        accounts = [Account(*row) for row in rows]
+        return Listed(accounts, size, lambda last: page_token.encode(listing, last.key))
 
-    async def holds(self, beneficiary: str, state: str, size: int, token: str) -> Page[Hold]:
+    async def holds(self, beneficiary: str, state: str, size: int, token: str) -> Listed[Hold]:
         """Holds by hold id, only those of ``beneficiary`` and in ``state`` unless these are empty."""
         listing, size = ["holds", beneficiary, state], page_token.page_size(size)
         params = {
@@ -73,10 +64,10 @@ class Listings:
             "rows_max": size + 1,
         }
         rows = await self._read(self._queries.list_holds, params)
-        holds = [hold_from_row(row) for row in rows[:size]]
-        return Page(holds, page_token.encode(listing, [holds[-1].hold_id]) if len(rows) > size else "")
+        holds = [hold_from_row(row) for row in rows]
+        return Listed(holds, size, lambda last: page_token.encode(listing, [last.hold_id]))
 
-    async def entries(self, account: str, size: int, token: str) -> Page[BookedEntry]:
+    async def entries(self, account: str, size: int, token: str) -> Listed[BookedEntry]:
         """Ledger entries in the order of booking, only those of ``account`` unless it is empty."""
         listing, size = ["entries", account], page_token.page_size(size)
         last = page_token.decode(token, listing, 1)
@@ -86,8 +77,8 @@ class Listings:
         query = self._queries.list_entries_of_account if account else self._queries.list_entries
         params = {"account": account, "after_entry_id": after, "rows_max": size + 1}
         rows = await self._read(query, params)
-        entries = [_entry_from_row(row) for row in rows[:size]]
-        return Page(entries, page_token.encode(listing, [str(entries[-1].entry_id)]) if len(rows) > size else "")
+        entries = [_entry_from_row(row) for row in rows]
+        return Listed(entries, size, lambda last: page_token.encode(listing, [str(last.entry_id)]))
 
     async def _read(self, query: Any, params: dict[str, Any]) -> Sequence[Any]:
         async with connection(self._pool) as conn:

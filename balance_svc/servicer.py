@@ -185,25 +185,24 @@ class BalanceServicer(balance_service_pb2_grpc.BalanceServiceServicer):
     async def ListHolds(self, request: pb.ListHoldsRequest, context: Any) -> pb.ListHoldsResponse:
         """A page of holds."""
         beneficiary, state = conversion.hold_filter(request)
-        page = await self._listings.holds(beneficiary, state, request.page_size, request.page_token)
-        return pb.ListHoldsResponse(holds=map(conversion.hold_message, page.rows), next_page_token=page.next_page_token)
+        listed = await self._listings.holds(beneficiary, state, request.page_size, request.page_token)
+        holds, token = listed.page(conversion.hold_message)
+        return pb.ListHoldsResponse(holds=holds, next_page_token=token)
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Any) -> pb.ListAccountsResponse:
         """A page of accounts."""
-        page = await self._listings.accounts(request.page_size, request.page_token)
-        return pb.ListAccountsResponse(
-            accounts=map(conversion.account_message, page.rows), next_page_token=page.next_page_token
-        )
+        listed = await self._listings.accounts(request.page_size, request.page_token)
+        accounts, token = listed.page(conversion.account_message)
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=token)
 
     async def ListLedgerEntries(
         self, request: pb.ListLedgerEntriesRequest, context: Any
     ) -> pb.ListLedgerEntriesResponse:
         """A page of the ledger."""
         account = conversion.optional_ledger_account(request.account)
-        page = await self._listings.entries(account, request.page_size, request.page_token)
-        return pb.ListLedgerEntriesResponse(
-            entries=map(conversion.entry_message, page.rows), next_page_token=page.next_page_token
-        )
+        listed = await self._listings.entries(account, request.page_size, request.page_token)
+        entries, token = listed.page(conversion.entry_message)
+        return pb.ListLedgerEntriesResponse(entries=entries, next_page_token=token)
 
     async def CheckBooks(self, request: pb.CheckBooksRequest, context: Any) -> pb.CheckBooksResponse:
         """Sums and checks the books."""

@@ -11,6 +11,7 @@ from inventory_svc.lifecycle import Lifecycle
 from inventory_svc.sale import SaleState, with_defaults
 from inventory_svc.sale_book import SaleBook
 from mesh import page_token
+from mesh.pages import Listed
 
 
 class LifecycleServicer:
@@ -44,9 +45,11 @@ class LifecycleServicer:
         """Lists sales, newest first."""
         size = page_token.page_size(request.page_size, default=100, most=1_000)
         found = await self._sales.page(size + 1, conversion.place_of(request.page_token, conversion.SALES))
-        sales, more = found[:size], found[size:]
-        token = conversion.token_after(conversion.SALES, sales[-1].create_time, sales[-1].sale_id) if more else ""
-        return pb.ListSalesResponse(sales=[sale_conversion.sale_message(sale) for sale in sales], next_page_token=token)
+        listed = Listed(
+            found, size, lambda last: conversion.token_after(conversion.SALES, last.create_time, last.sale_id)
+        )
+        sales, token = listed.page(sale_conversion.sale_message)
+        return pb.ListSalesResponse(sales=sales, next_page_token=token)
 
     async def ScheduleSale(self, request: pb.ScheduleSaleRequest, context: Any) -> pb.ScheduleSaleResponse:
         """Sets a sale's times."""
@@ -97,8 +100,6 @@ class LifecycleServicer:
         after_id = sale_conversion.change_after(request.page_token, listing)
         await self._sales.terms(sale_id)
         found = await self._sales.changes(sale_id, after_id=after_id, size=size + 1)
-        shown, more = found[:size], found[size:]
-        return pb.ListSaleChangesResponse(
-            changes=[sale_conversion.change_message(change) for change in shown],
-            next_page_token=page_token.encode(listing, [str(shown[-1].change_id)]) if more else "",
-        )
+        listed = Listed(found, size, lambda last: page_token.encode(listing, [str(last.change_id)]))
+        changes, token = listed.page(sale_conversion.change_message)
+        return pb.ListSaleChangesResponse(changes=changes, next_page_token=token)

@@ -22,6 +22,7 @@ from inventory_svc.waitlist_book import WaitlistBook
 from inventory_svc.waitlist_calls import WaitlistCalls
 from mesh import page_token
 from mesh.errors import DomainError, invalid_argument
+from mesh.pages import Listed
 from mesh.server import Registration
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"].full_name
@@ -169,12 +170,11 @@ class InventoryServicer(LifecycleServicer, WaitlistCalls, inventory_service_pb2_
         after = conversion.place_of(request.page_token, listing)
         await self._sales.terms(sale_id)
         found = await self._book.page(sale_id, state=state, min_age_ms=request.min_age_ms, size=size + 1, after=after)
-        shown, more = found[:size], found[size:]
-        token = conversion.token_after(listing, shown[-1].create_time, shown[-1].reservation_id) if more else ""
-        return pb.ListReservationsResponse(
-            reservations=[conversion.reservation_message(reservation) for reservation in shown],
-            next_page_token=token,
+        listed = Listed(
+            found, size, lambda last: conversion.token_after(listing, last.create_time, last.reservation_id)
         )
+        reservations, token = listed.page(conversion.reservation_message)
+        return pb.ListReservationsResponse(reservations=reservations, next_page_token=token)
 
     async def RecalibrateSale(self, request: pb.RecalibrateSaleRequest, context: Any) -> pb.RecalibrateSaleResponse:
         """Rebuilds a sale's gate."""

@@ -11,6 +11,7 @@ from inventory_svc.reservation_book import ReservationBook
 from inventory_svc.sale_book import SaleBook
 from inventory_svc.waitlist_book import WaitlistBook
 from mesh import page_token
+from mesh.pages import Listed
 
 _INVALID = ErrorReason.ERROR_REASON_INVALID_ARGUMENT
 _OUTCOMES_MAX = 1_000
@@ -79,11 +80,9 @@ class WaitlistCalls:
         after_ticket = waitlist_messages.ticket_of(request.page_token, listing)
         await self._sales.terms(sale_id)
         found = await self._waitlist.page(sale_id, state=state, size=size + 1, after_ticket=after_ticket)
-        shown, more = found[:size], found[size:]
-        return pb.ListWaitlistResponse(
-            entries=[waitlist_messages.entry_message(entry) for entry in shown],
-            next_page_token=page_token.encode(listing, [str(shown[-1].ticket)]) if more else "",
-        )
+        listed = Listed(found, size, lambda last: page_token.encode(listing, [str(last.ticket)]))
+        entries, token = listed.page(waitlist_messages.entry_message)
+        return pb.ListWaitlistResponse(entries=entries, next_page_token=token)
 
     async def ListWaitlistOutcomes(
         self, request: pb.ListWaitlistOutcomesRequest, context: Any

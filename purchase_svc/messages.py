@@ -12,6 +12,7 @@ from flashsale.purchase.v1 import purchase_service_pb2 as pb
 from mesh import page_token
 from mesh.errors import DomainError, invalid_argument, jittered_ms, suggested_retry_ms
 from mesh.identity import purchase_id
+from mesh.pages import Listed
 from mesh.timestamps import timestamp
 from mesh.validation import Violations, canonical_uuid, is_name
 from purchase_svc.purchase import (
@@ -25,9 +26,6 @@ from purchase_svc.purchase import (
     Wish,
 )
 from purchase_svc.purchase_book import PurchaseFilter, SaleSummary
-
-#: A page ends early beyond this size, bytes, so that it fits into what a client of the mesh receives.
-PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 _STATES: dict[PurchaseState, pb.PurchaseState.ValueType] = {
     state: pb.PurchaseState.Value(f"PURCHASE_STATE_{state}") for state in PurchaseState
@@ -127,17 +125,10 @@ def _listing(wanted: PurchaseFilter) -> list[str]:
 
 def write_page(purchases: Sequence[Purchase], limit: int, wanted: PurchaseFilter) -> pb.ListPurchasesResponse:
     """A page of up to ``limit`` of ``purchases``, which are one more than that if there are further ones."""
-    response = pb.ListPurchasesResponse()
-    size_bytes = 0
-    for purchase in purchases[:limit]:
-        message = write_purchase(purchase)
-        size_bytes += message.ByteSize()
-        if response.purchases and size_bytes > PAGE_BYTES_MAX:
-            break
-        response.purchases.append(message)
-    if len(response.purchases) < len(purchases):
-        response.next_page_token = page_token.encode(_listing(wanted), [response.purchases[-1].purchase_id])
-    return response
+    listing = _listing(wanted)
+    listed = Listed(purchases, limit, lambda last: page_token.encode(listing, [str(last.purchase_id)]))
+    messages, token = listed.page(write_purchase)
+    return pb.ListPurchasesResponse(purchases=messages, next_page_token=token)
 
 
 def write_purchase(purchase: Purchase, place: Place = NO_PLACE) -> pb.Purchase:

@@ -6,9 +6,11 @@ from flashsale.common.v1.money_pb2 import Money
 from flashsale.purchase.v1 import purchase_service_pb2 as pb
 
 from mesh import page_token
+from mesh.pages import Listed
 from mesh.timestamps import timestamp
 from purchase_svc import words
-from purchase_svc.messages import PAGE_BYTES_MAX, read_sale_id, write_reason, write_state
+from purchase_svc.history_book import NonWin
+from purchase_svc.messages import read_sale_id, write_reason, write_state
 from purchase_svc.purchase import PurchaseState
 from purchase_svc.statements import Statement
 
@@ -48,20 +50,19 @@ def write_statement(statement: Statement, sale_id: uuid.UUID, limit: int) -> pb.
             purchases=count.purchases,
             units=count.units,
         )
-    size_bytes = 0
-    for each in statement.non_wins[:limit]:
-        message = pb.NonWin(
-            purchase_id=str(each.purchase_id),
-            user_id=each.user_id,
-            quantity=each.quantity,
-            state=write_state(each.state),
-            reason=write_reason(each.reason),
-            end_time=timestamp(each.end_time),
-        )
-        size_bytes += message.ByteSize()
-        if response.non_wins and size_bytes > PAGE_BYTES_MAX:
-            break
-        response.non_wins.append(message)
-    if len(response.non_wins) < len(statement.non_wins):
-        response.next_page_token = page_token.encode(_listing(sale_id), [response.non_wins[-1].purchase_id])
+    listing = _listing(sale_id)
+    listed = Listed(statement.non_wins, limit, lambda last: page_token.encode(listing, [str(last.purchase_id)]))
+    non_wins, response.next_page_token = listed.page(_write_non_win)
+    response.non_wins.extend(non_wins)
     return response
+
+
+def _write_non_win(each: NonWin) -> pb.NonWin:
+    return pb.NonWin(
+        purchase_id=str(each.purchase_id),
+        user_id=each.user_id,
+        quantity=each.quantity,
+        state=write_state(each.state),
+        reason=write_reason(each.reason),
+        end_time=timestamp(each.end_time),
+    )
