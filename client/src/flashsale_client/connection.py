@@ -100,8 +100,6 @@ def options_of(service: str, policy: Policy, tls: Tls | None) -> list[tuple[str,
     if tls is not None:
         kind = service.split(".")[1]
         options.append(("grpc.ssl_target_name_override", f"{kind}.{tls.trust_domain}"))
-        # Channels with equal options share connections: never one of an older certificate with one of a newer.
-        options.append(("grpc.use_local_subchannel_pool", 1))
     return options
 
 
