@@ -21,6 +21,8 @@ from mesh.logs import get_logger
 
 log = get_logger(__name__)
 
+#: Whoever is told this sends its next request on another connection, and a balancer to another gateway.
+_CLOSE = ("connection", "close")
 _SOLD_OUT_HEADERS, _SOLD_OUT_BODY = SOLD_OUT.headers, SOLD_OUT.body
 
 
@@ -44,6 +46,7 @@ class App:
         self._now = self._loop.time
         #: Requests under way that were not refused at the door.
         self.in_flight = 0
+        self._ending = parts.ending
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answers one request."""
@@ -111,11 +114,14 @@ class App:
         self._metrics.shed_at_door += 1
         # Told to the nearest 10 ms, so that the few answers that there are need not be made each time.
         answer = _overloaded(-(-self._buying.return_after_ms(now) // 10) * 10)
-        protocol.response_bytes(429, answer.headers, answer.body)
+        protocol.response_bytes(
+            429, [*answer.headers, _CLOSE] if self._ending.is_set() else answer.headers, answer.body
+        )
 
     def _refuse_at_door(self, protocol: HTTPProtocol) -> None:
         self._metrics.sold_out_at_door += 1
-        protocol.response_bytes(409, _SOLD_OUT_HEADERS, _SOLD_OUT_BODY)
+        headers = [*_SOLD_OUT_HEADERS, _CLOSE] if self._ending.is_set() else _SOLD_OUT_HEADERS
+        protocol.response_bytes(409, headers, _SOLD_OUT_BODY)
 
     async def _count_and_answer(self, scope: Scope, protocol: HTTPProtocol, body: bytes | None = None) -> None:
         self.in_flight += 1
@@ -138,7 +144,8 @@ class App:
 
     def _send(self, protocol: HTTPProtocol, route: str, answer: Answer) -> None:
         self._metrics.answered(route, answer.status, answer.reason)
-        protocol.response_bytes(answer.status, answer.headers, answer.body)
+        headers = [*answer.headers, _CLOSE] if self._ending.is_set() else answer.headers
+        protocol.response_bytes(answer.status, headers, answer.body)
 
 
 def _refusal(error: Exception, route: str) -> Answer:

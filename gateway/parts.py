@@ -29,4 +29,6 @@ class Parts:
     overview: Overview
     upstream: Upstream
     metrics: GatewayMetrics
+    #: Set when no more requests are wanted, though they are still answered: each answer is its connection's last.
+    ending: asyncio.Event
     draining: asyncio.Event

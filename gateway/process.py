@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from flashsale.balance.v1.balance_service_pb2_grpc import BalanceServiceStub
 from flashsale.inventory.v1.inventory_service_pb2_grpc import InventoryServiceStub
 from flashsale.purchase.v1.purchase_service_pb2_grpc import PurchaseServiceStub
@@ -55,6 +56,23 @@ _HEAD_TIMEOUT_MS = 60_000
 _START_S_MAX = 5.0
 #: A request is remembered as sent for so much longer than its call may take, s.
 _SENT_MARGIN_S = 3.0
+
+
+def show_own_expiry(settings: Settings, metrics: Metrics) -> None:
+    """Shows when the certificate that buyers are shown expires; this process reads it now and never again. Raises
+    SettingsError for one that cannot be read."""
+    if not settings.tls_certificate:
+        return
+    try:
+        certificate = x509.load_pem_x509_certificates(Path(settings.tls_certificate).read_bytes())[0]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"GATEWAY_TLS_CERTIFICATE: {settings.tls_certificate} cannot be read: {error}") from error
+    expires_at = certificate.not_valid_after_utc.timestamp()
+    metrics.gauge(
+        "gateway_certificate_expiry_timestamp_seconds",
+        "Unix time at which the certificate that buyers are shown expires",
+        lambda: expires_at,
+    )
 
 
 @contextmanager
@@ -207,6 +225,7 @@ def _parts(
         overview=Overview(purchases, inventories, accounts, counted),
         upstream=Upstream(channels["purchase"]),
         metrics=counted,
+        ending=asyncio.Event(),
         draining=draining,
     )
 
@@ -214,14 +233,18 @@ def _parts(
 @asynccontextmanager
 async def running(settings: Settings, transport: Transport = PLAINTEXT) -> AsyncIterator[Running]:
     """Serves until the block is left; then drains: health says so, waits and streams end, requests under way finish.
+    Between the first and the rest ``notice_s`` seconds pass, in which everything is answered as before, so that whoever
+    balances load between gateways sends elsewhere what comes.
 
-    Raises SettingsError for an address that it cannot listen on, or may not without a certificate of its own.
+    Raises SettingsError for an address that it cannot listen on, or may not without a certificate of its own, and for
+    one that cannot be read.
     """
     if not settings.tls_certificate:
         require_local("GATEWAY_LISTEN", "{}:{}".format(*settings.address), allowed=transport.allow_plaintext)
     metrics = Metrics()
     calls = ChannelMetrics(metrics)
     show_expiry(transport, metrics)
+    show_own_expiry(settings, metrics)
     targets = {
         "purchase": settings.purchase_target,
         "inventory": settings.inventory_target,
@@ -255,7 +278,9 @@ async def running(settings: Settings, transport: Transport = PLAINTEXT) -> Async
             metrics.show(settings.metrics_listen, allow_plaintext=transport.allow_plaintext)
             yield Running(port, app, parts, metrics, background.crashed)
         finally:
-            log.info("draining", grace_s=settings.grace_s, requests=app.in_flight)
+            log.info("draining", notice_s=settings.notice_s, grace_s=settings.grace_s, requests=app.in_flight)
+            parts.ending.set()
+            await asyncio.sleep(settings.notice_s)
             parts.draining.set()
             await server.stop(settings.grace_s)
     finally:

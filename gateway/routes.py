@@ -65,7 +65,7 @@ class Routes:
         return json_answer(200, await self._parts.reading.balance(user_id, currency_code))
 
     async def _healthz(self) -> Answer:
-        draining, serving = self._parts.draining.is_set(), self._parts.upstream.serving
+        draining, serving = self._parts.ending.is_set(), self._parts.upstream.serving
         state = "draining" if draining else "serving" if serving else "purchase service unreachable"
         return json_answer(200 if serving and not draining else 503, {"state": state})
 

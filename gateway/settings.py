@@ -68,6 +68,12 @@ class Settings:
     backlog: int = setting("connections the kernel may hold for us", default=8192, minimum=128)
     cors_origins: str = setting("origins of other sites whose pages may use this, with commas", default="")
     metrics_listen: str = setting(LISTEN_HELP, default="")
+    notice_s: float = setting(
+        "time between saying that it will end (/healthz, connection: close) and taking no more connections",
+        default=0.0,
+        minimum=0.0,
+        maximum=600.0,
+    )
     grace_s: float = setting("time for requests under way when the process stops", default=5.0, minimum=0.0)
 
     def __post_init__(self) -> None:

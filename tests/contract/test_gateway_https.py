@@ -1,6 +1,7 @@
 """The gateway's own TLS: HTTPS where it has a certificate, and beyond loopback nothing else."""
 
 import asyncio
+import re
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,9 @@ async def test_with_a_certificate_it_speaks_https_and_nothing_else(tmp_path: Pat
         )
         expiry = writer.get_extra_info("peercert")["notAfter"]
         assert ssl.cert_time_to_seconds(expiry) > datetime.now(UTC).timestamp()
+        text = (await asyncio.to_thread(gateway.metrics.text)).decode()
+        (line,) = re.findall(r"^gateway_certificate_expiry_timestamp_seconds (\S+)$", text, re.M)
+        assert float(line) == ssl.cert_time_to_seconds(expiry)
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 503")
         writer.close()
@@ -53,3 +57,12 @@ async def test_beyond_loopback_it_needs_a_certificate_or_to_be_told() -> None:
 def test_half_a_pair_is_refused() -> None:
     with pytest.raises(SettingsError, match="GATEWAY_TLS_CERTIFICATE, GATEWAY_TLS_KEY"):
         settings("127.0.0.1:0", tls_key="key.pem")
+
+
+async def test_a_certificate_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    files = Peers(tmp_path).certify("inventory")
+    told = settings("127.0.0.1:0", tls_certificate=str(files.certificate), tls_key=str(files.key))
+    files.certificate.write_text("none")
+    with pytest.raises(SettingsError, match=r"GATEWAY_TLS_CERTIFICATE: .*certificate\.pem cannot be read"):
+        async with running(told):
+            pass

@@ -15,12 +15,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.process import show_own_expiry
 from gateway.settings import Settings
 from gateway.token_setup import set_up_tokens
 from mesh.metrics import Metrics
 from stack.ports import Ports, metrics_of
 from stack.replicas import SERVICE_KINDS
 from tests.contract.test_gateway_real import Client, new_sale
+from tests.support.certificates import Peers
 from tests.support.servers import MeshStack, metrics_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "observability"
@@ -43,17 +45,22 @@ def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:flashsale|gateway|grpc|process|up)\w*", bare))
 
 
-async def _of_a_gateway_with_keys() -> str:
-    """What a gateway whose tokens are signed with keys shows of them; that of the stack has a secret."""
+async def _of_a_gateway_with_keys(folder: Path) -> str:
+    """What a gateway with a certificate, whose tokens are signed with keys, shows of both; that of the stack has a
+    secret, and speaks HTTP."""
     nobody, metrics = "127.0.0.1:1", Metrics()
-    await set_up_tokens(Settings(nobody, nobody, nobody, jwks_url=f"http://{nobody}/keys"), metrics)
+    own = Peers(folder).certify("gateway")
+    tls = {"tls_certificate": str(own.certificate), "tls_key": str(own.key)}
+    settings = Settings(nobody, nobody, nobody, jwks_url=f"http://{nobody}/keys", **tls)  # type: ignore[arg-type]
+    await set_up_tokens(settings, metrics)
+    show_own_expiry(settings, metrics)
     # As it is read: in a thread that has no event loop.
     return (await asyncio.to_thread(metrics.text)).decode()
 
 
-async def test_every_metric_that_is_asked_for_is_shown_by_some_process(mesh_stack: MeshStack) -> None:
+async def test_every_metric_that_is_asked_for_is_shown_by_some_process(mesh_stack: MeshStack, tmp_path: Path) -> None:
     texts = await asyncio.gather(*(asyncio.to_thread(metrics_text, mesh_stack, kind) for kind in SERVICE_KINDS))
-    texts.append(await _of_a_gateway_with_keys())
+    texts.append(await _of_a_gateway_with_keys(tmp_path))
     shown = set(re.findall(r"^# HELP (\S+)", "\n".join(texts), re.M)) | {"up"}
     for name in list(shown):
         shown |= {f"{name}_bucket", f"{name}_count", f"{name}_sum"}
