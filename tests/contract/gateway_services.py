@@ -182,7 +182,7 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
         self.changes: list[tuple[str, str, str]] = []
         #: Users who were made eligible.
         self.eligible: set[str] = set()
-        self._queues: list[asyncio.Queue[inventory.WatchStockResponse | None]] = []
+        self._queues: list[tuple[str, asyncio.Queue[inventory.WatchStockResponse | None]]] = []
 
     @property
     def streams(self) -> int:
@@ -191,24 +191,25 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
 
     def end_streams(self) -> None:
         """Ends every stream as a service does that stops."""
-        for queue in self._queues:
+        for _, queue in self._queues:
             queue.put_nowait(None)
 
-    async def push(self, message: inventory.WatchStockResponse) -> None:
-        """Sends a message on every stream of SALE; it is also the first of later streams, as a reset."""
+    async def push(self, message: inventory.WatchStockResponse, sale_id: str = SALE) -> None:
+        """Sends a message on every stream of a sale; it is also the first of later streams, as a reset."""
         first = inventory.WatchStockResponse()
         first.CopyFrom(message)
         first.fingerprints_reset = True
-        self.last[SALE] = first
-        for queue in self._queues:
-            queue.put_nowait(message)
+        self.last[sale_id] = first
+        for watched, queue in self._queues:
+            if watched == sale_id:
+                queue.put_nowait(message)
 
     async def WatchStock(self, request: Any, context: Any) -> AsyncIterator[inventory.WatchStockResponse]:
         self.watches.append(request.sale_id)
         if request.sale_id not in self.last:
             raise DomainError(ErrorReason.ERROR_REASON_SALE_NOT_FOUND)
         queue: asyncio.Queue[inventory.WatchStockResponse | None] = asyncio.Queue()
-        self._queues.append(queue)
+        self._queues.append((request.sale_id, queue))
         try:
             yield self.last[request.sale_id]
             while True:
@@ -225,7 +226,7 @@ class Inventories(inventory_grpc.InventoryServiceServicer):
                         message.stock.CopyFrom(self.last[request.sale_id].stock)
                 yield message
         finally:
-            self._queues.remove(queue)
+            self._queues.remove((request.sale_id, queue))
 
     async def GetSale(self, request: Any, context: Any) -> inventory.GetSaleResponse:
         self.reads += 1

@@ -3,6 +3,9 @@
 import asyncio
 import json
 
+import pytest
+
+from gateway import streams
 from tests.contract.gateway_harness import OTHER_SALE, SALE, Harness, harness, reading, until
 
 
@@ -13,10 +16,12 @@ async def _chunk(reader: asyncio.StreamReader) -> bytes:
     return octets
 
 
-async def _open_stream(h: Harness, last_id: str | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open_stream(
+    h: Harness, last_id: str | None = None, sale: str = SALE
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await h.connect()
     seen = f"last-event-id: {last_id}\r\n" if last_id is not None else ""
-    writer.write(f"GET /v1/sales/{SALE}/stock/stream HTTP/1.1\r\nhost: t\r\n{seen}\r\n".encode())
+    writer.write(f"GET /v1/sales/{sale}/stock/stream HTTP/1.1\r\nhost: t\r\n{seen}\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     assert b"text/event-stream" in head
@@ -115,6 +120,43 @@ async def test_a_change_is_told_at_once_and_further_ones_no_more_than_twenty_tim
             told = _told(await _chunk(reader))[1]
             events += 1
         assert events <= 20 * (loop.time() - began) + 2
+        writer.close()
+
+
+async def test_a_change_does_not_wait_for_what_was_told_of_another_sale(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with harness() as h:
+        h.inventories.last[OTHER_SALE] = reading(available=9)
+        reader, writer = await _open_stream(h)
+        await _chunk(reader)
+        other_reader, other_writer = await _open_stream(h, sale=OTHER_SALE)
+        await _chunk(other_reader)
+        monkeypatch.setattr(streams, "_EVENT_S", 0.5)
+        for available in (4, 3):
+            # Long enough for either to be told of a change at once.
+            await asyncio.sleep(0.6)
+            await h.inventories.push(reading(available, reset=False), OTHER_SALE)
+            assert _told(await _chunk(other_reader))[1] == available
+            await h.inventories.push(reading(available, reset=False))
+            async with asyncio.timeout(0.3):
+                assert _told(await _chunk(reader))[1] == available
+        writer.close()
+        other_writer.close()
+
+
+async def test_a_reading_after_one_that_came_late_is_not_late_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with harness() as h:
+        reader, writer = await _open_stream(h)
+        await _chunk(reader)
+        monkeypatch.setattr(streams, "_EVENT_S", 1.0)
+        monkeypatch.setattr(streams, "_LATE_S", 0.9)
+        loop, began = asyncio.get_running_loop(), 0.0
+        for available in (4, 3, 2):
+            # Nothing was told for a second, a part of one, and twice in a row.
+            await asyncio.sleep({4: 1.1, 3: 0.3, 2: 0.0}[available])
+            began = loop.time()
+            await h.inventories.push(reading(available, reset=False))
+            assert _told(await _chunk(reader))[1] == available
+            assert (loop.time() - began < 0.5) == (available > 2)
         writer.close()
 
 
