@@ -90,7 +90,7 @@ class Harness:
         async with asyncio.timeout(40):
             reply = await _read_reply(reader)
         assert reply is not None, "the gateway closed the connection without an answer"
-        if not reader.at_eof():
+        if not reader.at_eof() and reply.headers.get("connection") != "close":
             self._idle.append((reader, writer))
         return reply
 

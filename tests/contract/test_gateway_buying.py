@@ -312,6 +312,7 @@ async def test_what_was_let_in_is_answered_while_the_gateway_drains() -> None:
         h.purchases.open.clear()
         waiting = asyncio.ensure_future(h.buy("key"))
         await until(lambda: h.purchases.bought == ["key"])
+        h.gateway.parts.ending.set()
         h.gateway.parts.draining.set()
         assert (await h.get("/healthz")).status == 503
         assert (await h.buy("late")).status == 503
