@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.process import show_own_expiry
+from gateway.http_server import show_own_expiry
 from gateway.settings import Settings
 from gateway.token_setup import set_up_tokens
 from mesh.metrics import Metrics

@@ -55,7 +55,7 @@ async def hung_up(reader: asyncio.StreamReader) -> None:
 
 
 async def test_heads_that_never_end_are_given_up_and_buyers_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.process._HEAD_TIMEOUT_MS", 2_000)
+    monkeypatch.setattr("gateway.http_server._HEAD_TIMEOUT_MS", 2_000)
     async with attacked() as (h, met):
         before = memory_mb()
         slow = [await h.connect() for _ in range(1_000)]
@@ -99,7 +99,7 @@ async def test_bodies_that_never_end_are_given_up_and_buyers_go_on(monkeypatch: 
 async def test_a_flood_of_connections_holds_up_newcomers_for_a_while_and_buyers_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.process._HEAD_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("gateway.http_server._HEAD_TIMEOUT_MS", 1_000)
     async with attacked(connections_max=100) as (h, met):
         idle = [await h.connect() for _ in range(350)]
         # A newcomer comes behind all that came before; every connection that says nothing makes room in time.
