@@ -49,6 +49,21 @@ async def test_a_failing_migration_leaves_nothing_behind(servers: Servers, tmp_p
     assert await migrate(url, folder) == ["0001_step"]
 
 
+async def test_no_statement_starts_processes_of_its_own(database_url: str) -> None:
+    """However wrong PostgreSQL is about a table that nobody has analyzed yet."""
+    explain = "EXPLAIN SELECT id FROM grown WHERE due ORDER BY at LIMIT 500"
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("CREATE TABLE grown (id int, due boolean, at timestamptz, more text)")
+        conn.execute("ALTER TABLE grown SET (autovacuum_enabled = false)")
+        conn.execute("CREATE INDEX ON grown (id) WHERE due")
+        conn.execute("INSERT INTO grown SELECT n, false, now(), repeat('x', 300) FROM generate_series(1, 50000) AS n")
+        assert "Gather" in str(conn.execute(explain).fetchall())
+    async with open_pool(database_url, name="test", size=1) as pool, connection(pool) as conn_of_ours:
+        plan = str(await (await conn_of_ours.execute(explain)).fetchall())
+    assert "Limit" in plan
+    assert "Gather" not in plan
+
+
 async def test_a_migration_changed_after_it_was_applied_is_noticed(servers: Servers, tmp_path: Path) -> None:
     url = servers.new_database("migrated")
     folder = folder_with(tmp_path, "SELECT 1")
