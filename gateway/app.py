@@ -100,8 +100,9 @@ class App:
                     and (stock.sole or await followed.second_look.confirms(mark))
                 ):
                     self._refuse_at_door(protocol)
-                elif may_wish and self._buying.is_full:
-                    # All who wait for the last unit and would wait in line come here at once when it goes.
+                elif self._buying.is_full:
+                    # Others have come meanwhile: those whose bodies came first, or all who waited for the last unit and
+                    # would wait in line. Refused further in, each would cost three times as much.
                     self._shed_at_door(protocol, self._now())
                 else:
                     await self._count_and_answer(scope, protocol, body)

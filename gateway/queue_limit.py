@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.standing_queue import StandingQueue
+
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
@@ -14,7 +16,8 @@ class QueueBounds:
     most: int
     #: The wait that is promised to whoever is let in.
     wait_s: float
-    #: The wait once an overload has lasted for ``rush_s``: twice what a call takes at its fastest, and at least this.
+    #: The wait that an overload which has lasted for ``rush_s`` begins to be met with: twice what a call takes at its
+    #: fastest, and at least this.
     standing_wait_s: float
     rush_s: float
     rate_initial_per_s: float
@@ -25,8 +28,8 @@ class QueueLimit:
 
     A rush may fill the queue: its end is near. In an overload that lasts a full queue only makes everybody wait, for
     nothing more is answered by it. So when people have been refused for ``rush_s`` without a pause of ``CALM_S``, it is
-    kept as short as it can be without work running out, until there is such a pause (the idea of CoDel, RFC 8289: what
-    counts is whether a queue stands, not how long it is).
+    kept as short as it can be without less being answered, until there is such a pause (the idea of CoDel, RFC 8289:
+    what counts is whether a queue stands, not how long it is; how short that is, ``StandingQueue`` finds out).
 
     The rate is measured only while requests wait: a service with nothing to do tells nothing about what it can do.
     Whoever is refused is told when to return, and those times are handed out at the measured rate, one after another:
@@ -59,18 +62,20 @@ class QueueLimit:
         self._next_return = 0.0
         #: When the last refusal was, and the first of those that followed each other without a pause until then.
         self._refused_at = self._refusing_since = float("-inf")
-        #: Whether an overload has lasted.
-        self.standing = False
+        self._standing: StandingQueue | None = None
         self._fastest_s = self._fastest_before_s = float("inf")
         self._fastest_since = 0.0
 
     @property
+    def standing(self) -> bool:
+        """Whether an overload has lasted."""
+        return self._standing is not None
+
+    @property
     def length_max(self) -> int:
         """Requests that may be on their way now."""
-        if self.standing:
-            fastest_s = min(self._fastest_s, self._fastest_before_s)
-            wait_s = min(self._bounds.wait_s, max(self._bounds.standing_wait_s, 2 * fastest_s))
-            return max(self.STANDING_LEAST, min(self._bounds.most, int(self.rate_per_s * wait_s)))
+        if self._standing is not None:
+            return min(self._bounds.most, int(self._standing.length))
         return max(self._bounds.least, min(self._bounds.most, int(self.rate_per_s * self._bounds.wait_s)))
 
     def answered(self, answers: int, waiting: int, now: float, took_s: float) -> None:
@@ -88,14 +93,25 @@ class QueueLimit:
         if now - self._fastest_since > self.FASTEST_S:
             self._fastest_before_s, self._fastest_s, self._fastest_since = self._fastest_s, float("inf"), now
         self._fastest_s = min(self._fastest_s, took_s)
-        self.standing = self.standing and now - self._refused_at < self.CALM_S
+        if self._standing is None:
+            return
+        if now - self._refused_at >= self.CALM_S:
+            self._standing = None
+            return
+        fastest_s = min(self._fastest_s, self._fastest_before_s)
+        self._standing.answered(answers, now, took_s, fastest_s=fastest_s, refused_at=self._refused_at)
 
     def return_after_ms(self, waiting: int, now: float) -> int:
         """When a refused request should return, milliseconds from now; takes the next place in the order of return."""
         if now - self._refused_at > self.CALM_S:
             self._refusing_since = now
         self._refused_at = now
-        self.standing = now - self._refusing_since > self._bounds.rush_s
+        if self._standing is None and now - self._refusing_since > self._bounds.rush_s:
+            fastest_s = min(self._fastest_s, self._fastest_before_s)
+            wait_s = min(self._bounds.wait_s, max(self._bounds.standing_wait_s, 2 * fastest_s))
+            self._standing = StandingQueue(
+                self.rate_per_s * wait_s, now, least=self.STANDING_LEAST, wait_s=self._bounds.wait_s
+            )
         place_s = 1.0 / max(self.rate_per_s, 1.0)
         # Not before what is on its way is down to half.
         earliest = now + waiting * place_s / 2

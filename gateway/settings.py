@@ -43,7 +43,9 @@ class Settings:
     queue_max: int = setting("most requests on their way, however fast they are served", default=8000, minimum=1)
     queue_wait_ms: int = setting("longest wait that is promised to a request", default=500, minimum=10, maximum=5000)
     rush_ms: int = setting("an overload that lasts longer is met by a short queue", default=2000, minimum=100)
-    standing_wait_ms: int = setting("wait in an overload that lasts, at least", default=40, minimum=1, maximum=5000)
+    standing_wait_ms: int = setting(
+        "wait that a lasting overload begins to be met with, at least", default=40, minimum=1, maximum=5000
+    )
     rate_initial_per_s: float = setting("purchases/s assumed before any was measured", default=8000.0, minimum=1.0)
     purchase_timeout_ms: int = setting("deadline of a call that buys", default=2000, minimum=10, maximum=30_000)
     read_timeout_ms: int = setting("deadline of a call that reads", default=2000, minimum=10, maximum=30_000)

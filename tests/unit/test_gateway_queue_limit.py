@@ -86,13 +86,13 @@ def test_an_overload_that_lasts_is_met_by_a_short_queue_until_nobody_has_been_re
     assert limit.length_max == pytest.approx(1000, rel=0.1)
 
 
-def test_a_short_queue_is_never_shorter_than_two_of_the_fastest_calls() -> None:
+def test_a_short_queue_begins_with_twice_the_time_of_the_fastest_call() -> None:
     limit = QueueLimit(BOUNDS)
-    now = _refused(limit, 2.5, start=100.0)
-    _served(limit, 2000, 2 * QueueLimit.FASTEST_S + 0.1, start=now, took_s=0.05)
-    limit.return_after_ms(50, now)
-    limit.standing = True
-    assert limit.length_max == pytest.approx(200, rel=0.1), "twice 50 ms"
+    now = _served(limit, 2000, 2 * QueueLimit.FASTEST_S + 0.1, took_s=0.05)
+    for later_s in (0.0, 1.0, BOUNDS.rush_s + 0.01):
+        limit.return_after_ms(50, now + later_s)
+    assert limit.standing
+    assert limit.length_max == pytest.approx(200, rel=0.1), "twice 50 ms of 2,000/s"
 
 
 def test_a_pause_makes_two_rushes_of_a_long_overload() -> None:
