@@ -16,9 +16,9 @@ class StandingQueue:
     #: So many times as many are let in while it is tried.
     MORE = 1.5
     #: By how much more must be answered for the bound to rise; what it then rises by, and else falls to.
-    GAIN, RISE, FALL = 1.05, 1.3, 0.92
+    GAIN, RISE, FALL = 1.05, 1.35, 0.94
     #: What it falls to while it is so many times what the fastest call would need.
-    FAR_ABOVE, FALL_FAR = 4.0, 0.6
+    FAR_ABOVE, FALL_FAR = 4.0, 0.7
     #: Answers are counted over so many calls, for calls are uneven, and over this time, s, at least and at most.
     COUNT_CALLS, COUNT_S_MIN, COUNT_S_MAX = 30, 0.2, 1.5
     #: Weight of the latest call in their mean time.
