@@ -7,8 +7,8 @@ class StandingQueue:
     Neither the queue nor the measured rate tells whether a bound is too low: a few requests keep every call busy as
     well as many do, and what is answered is then as low as the bound. So it is tried: for a while so many are let in,
     for a while ``MORE`` times as many. If more are answered then, the bound was too low, and rises; if not, it only
-    made people wait, and falls (what BBR does on a line that is shared, and TCP Vegas by its round trips: those of a
-    machine short of processor time are as uneven without a queue as with one).
+    made people wait, and falls. (So does BBR on a shared line. TCP Vegas looks at round trips instead; those of a
+    machine short of processor time are as uneven without a queue as with one.)
 
     Times are seconds of one monotonic clock.
     """
@@ -29,6 +29,7 @@ class StandingQueue:
         self._length = max(length, least)
         self._least = least
         self._wait_s = wait_s
+        self._most = self._length * self.MORE
         self._trying = False
         self._call_s: float | None = None
         self._since = now
@@ -39,7 +40,7 @@ class StandingQueue:
     @property
     def length(self) -> float:
         """Requests that may be on their way now."""
-        return self._length * self.MORE if self._trying else self._length
+        return min(self._length * self.MORE, self._most) if self._trying else self._length
 
     def answered(self, answers: int, now: float, took_s: float, *, fastest_s: float, refused_at: float) -> None:
         """Notes that a call with so many answers came back after ``took_s``; the fastest of late took ``fastest_s``,
@@ -64,6 +65,7 @@ class StandingQueue:
             # Had nobody been refused meanwhile, there would have been nobody to let in.
             far = self._length > self.FAR_ABOVE * per_s * fastest_s
             self._length *= self.FALL_FAR if far else self.FALL
-        self._length = max(self._least, min(self._length, per_s * self._wait_s))
+        self._most = max(self._least, per_s * self._wait_s)
+        self._length = max(self._least, min(self._length, self._most))
         self._trying = not self._trying
         self._since, self._counting_since = now, None

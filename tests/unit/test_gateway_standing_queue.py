@@ -90,6 +90,16 @@ def test_a_bound_that_refuses_nobody_does_not_fall() -> None:
     assert lengths == {100.0, 100.0 * StandingQueue.MORE}
 
 
+def test_nobody_is_let_in_who_cannot_be_answered_in_time_not_for_a_trial_either() -> None:
+    queue = StandingQueue(1000.0, 0.0, least=16, wait_s=0.5)
+    lengths = []
+    for step in range(1, 2000):
+        queue.answered(5, step * 0.01, 0.02, fastest_s=0.02, refused_at=-1.0)
+        lengths.append(queue.length)
+    # 500/s.
+    assert max(lengths[200:]) < 260
+
+
 def test_a_bound_never_falls_below_the_least() -> None:
     queue = StandingQueue(100.0, 0.0, least=16, wait_s=0.5)
     for step in range(1, 20_000):
