@@ -12,7 +12,7 @@ from gateway.admission import LENGTHS_WITHOUT_WISH, body_length, is_idempotency_
 from gateway.buying import OVERLOADED_WORDS
 from gateway.following import Followed
 from gateway.parts import Parts
-from gateway.problems import SOLD_OUT, Answer, HttpError, ToldError, domain_problem, http_problem
+from gateway.problems import SOLD_OUT, Answer, Headers, HttpError, ToldError, domain_problem, http_problem
 from gateway.requests import body_of
 from gateway.routes import Routes
 from mesh.errors import DomainError, from_rpc_error
@@ -102,7 +102,7 @@ class App:
                     self._refuse_at_door(protocol)
                 elif self._buying.is_full:
                     # Others have come meanwhile: those whose bodies came first, or all who waited for the last unit and
-                    # would wait in line. Refused further in, each would cost three times as much.
+                    # would wait in line. A refusal further in costs several times as much.
                     self._shed_at_door(protocol, self._now())
                 else:
                     await self._count_and_answer(scope, protocol, body)
@@ -115,14 +115,11 @@ class App:
         self._metrics.shed_at_door += 1
         # Told to the nearest 10 ms, so that the few answers that there are need not be made each time.
         answer = _overloaded(-(-self._buying.return_after_ms(now) // 10) * 10)
-        protocol.response_bytes(
-            429, [*answer.headers, _CLOSE] if self._ending.is_set() else answer.headers, answer.body
-        )
+        self._respond(protocol, 429, answer.headers, answer.body)
 
     def _refuse_at_door(self, protocol: HTTPProtocol) -> None:
         self._metrics.sold_out_at_door += 1
-        headers = [*_SOLD_OUT_HEADERS, _CLOSE] if self._ending.is_set() else _SOLD_OUT_HEADERS
-        protocol.response_bytes(409, headers, _SOLD_OUT_BODY)
+        self._respond(protocol, 409, _SOLD_OUT_HEADERS, _SOLD_OUT_BODY)
 
     async def _count_and_answer(self, scope: Scope, protocol: HTTPProtocol, body: bytes | None = None) -> None:
         self.in_flight += 1
@@ -145,8 +142,11 @@ class App:
 
     def _send(self, protocol: HTTPProtocol, route: str, answer: Answer) -> None:
         self._metrics.answered(route, answer.status, answer.reason)
-        headers = [*answer.headers, _CLOSE] if self._ending.is_set() else answer.headers
-        protocol.response_bytes(answer.status, headers, answer.body)
+        self._respond(protocol, answer.status, answer.headers, answer.body)
+
+    def _respond(self, protocol: HTTPProtocol, status: int, headers: Headers, body: bytes) -> None:
+        """Sends an answer; the last one of its connection once no more requests are wanted."""
+        protocol.response_bytes(status, [*headers, _CLOSE] if self._ending.is_set() else headers, body)
 
 
 def _refusal(error: Exception, route: str) -> Answer:

@@ -1001,7 +1001,7 @@ class ListHoldsRequest(_message.Message):
     state: Global___HoldState.ValueType
     """Only those in this state; UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(
@@ -1057,7 +1057,7 @@ class ListAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(
@@ -1160,7 +1160,7 @@ class ListLedgerEntriesRequest(_message.Message):
     account: _builtins.str
     """Only this account's ("user:<id>", "sale:<id>", "world"); empty: all."""
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(

@@ -1426,7 +1426,7 @@ class ListReservationsRequest(_message.Message):
     min_age_ms: _builtins.int
     """Only those created at least so many milliseconds ago by the database's clock; 0: any."""
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(
@@ -1751,7 +1751,7 @@ class ListWaitlistRequest(_message.Message):
     state: Global___WaitlistState.ValueType
     """Only those in this state; UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(

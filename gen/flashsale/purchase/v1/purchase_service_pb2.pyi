@@ -378,7 +378,7 @@ class ListPurchasesRequest(_message.Message):
     state: Global___PurchaseState.ValueType
     """Only those in this state; UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(
@@ -882,7 +882,7 @@ class GetSaleStatementRequest(_message.Message):
     sale_id: _builtins.str
     """The sale's id."""
     page_size: _builtins.int
-    """Most purchases without shares to return; 0 means 1,000; more than 10,000 is taken as 10,000."""
+    """Most purchases without shares to return; 0 means 1,000; more than 10,000 is taken as 10,000. A page ends at 2 MB too."""
     page_token: _builtins.str
     """`next_page_token` of the page before, or empty for the first."""
     def __init__(
